@@ -1,0 +1,140 @@
+use std::{
+    ops::Deref,
+    sync::{Arc, OnceLock, atomic::AtomicU32},
+    time::Instant,
+};
+
+use http::Extensions;
+
+use crate::{BotId, Kind, RequestId, TenantId, UserId};
+
+/// What the layers know of one request: a cheap handle to slots that are written once.
+///
+/// The outermost layer inserts it into the request's extensions, the others find it there ([`Context::of`]).
+/// Clones share the slots, so an outer layer that keeps a clone reads after the answer what inner layers noted.
+/// One extension for all layers, because every further one costs an allocation per request and a deep copy per clone.
+#[derive(Clone, Debug, Default)]
+pub struct Context(Arc<Slots>);
+
+/// The slots of a [`Context`]. The first value written to a slot stays.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Slots {
+    /// The request's id, from the caller or our own.
+    pub request_id: OnceLock<RequestId>,
+    /// When the request arrived.
+    pub start: OnceLock<Instant>,
+    /// When the answer is of no more use: layers that wait or repeat do not go past it.
+    pub deadline: OnceLock<Instant>,
+    /// Who was authenticated.
+    pub principal: OnceLock<Principal>,
+    /// Whose request it is.
+    pub tenant: OnceLock<TenantId>,
+    /// The bot it is for.
+    pub bot: OnceLock<BotId>,
+    /// The person it comes from.
+    pub user: OnceLock<UserId>,
+    /// How authentication ended: `ok`, or the reason of the refusal.
+    pub auth: OnceLock<&'static str>,
+    /// How the limiter decided: `ok`, or the name of the limit that refused.
+    pub limit: OnceLock<&'static str>,
+    /// Why the request failed, where a layer turned an error into a response.
+    pub failure: OnceLock<(Kind, &'static str)>,
+    /// How often the request was sent, retries included.
+    pub attempts: AtomicU32,
+}
+
+impl Context {
+    /// A context with empty slots.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The request's context; inserts an empty one if there is none yet.
+    pub fn of(extensions: &mut Extensions) -> Self {
+        extensions.get_or_insert_default::<Self>().clone()
+    }
+
+    /// A context for a call made on behalf of this request: the same request id, deadline, tenant, bot and user, nothing
+    /// noted about the outcome yet.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self(Arc::new(Slots {
+            request_id: self.request_id.clone(),
+            deadline: self.deadline.clone(),
+            tenant: self.tenant.clone(),
+            bot: self.bot.clone(),
+            user: self.user.clone(),
+            ..Slots::default()
+        }))
+    }
+}
+
+impl Deref for Context {
+    type Target = Slots;
+
+    fn deref(&self) -> &Slots {
+        &self.0
+    }
+}
+
+/// Who was authenticated, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Principal {
+    /// The scheme that vouches for it, such as `webhook` or `callback`.
+    pub scheme: &'static str,
+    /// The authenticated party in the scheme's own terms: a bot id, an app id, a subject.
+    pub subject: Arc<str>,
+}
+
+impl Principal {
+    /// A principal authenticated by `scheme`.
+    #[must_use]
+    pub fn new(scheme: &'static str, subject: impl Into<Arc<str>>) -> Self {
+        Self { scheme, subject: subject.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    fn tenant(text: &str) -> TenantId {
+        TenantId::new(text).expect("valid")
+    }
+
+    #[test]
+    fn the_first_layer_inserts_and_the_others_share() {
+        let mut extensions = Extensions::new();
+        let outer = Context::of(&mut extensions);
+        let inner = Context::of(&mut extensions.clone());
+        inner.tenant.set(tenant("t1")).expect("empty");
+        inner.attempts.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(outer.tenant.get(), Some(&tenant("t1")));
+        assert_eq!(outer.attempts.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_slot_keeps_its_first_value() {
+        let context = Context::new();
+        context.tenant.set(tenant("t1")).expect("empty");
+        assert!(context.tenant.set(tenant("t2")).is_err());
+        assert_eq!(context.tenant.get(), Some(&tenant("t1")));
+    }
+
+    #[test]
+    fn a_child_carries_identity_and_forgets_outcomes() {
+        let parent = Context::new();
+        parent.tenant.set(tenant("t1")).expect("empty");
+        parent.auth.set("ok").expect("empty");
+        parent.attempts.fetch_add(1, Ordering::Relaxed);
+        let child = parent.child();
+        assert_eq!(child.tenant.get(), Some(&tenant("t1")));
+        assert_eq!(child.auth.get(), None);
+        assert_eq!(child.attempts.load(Ordering::Relaxed), 0);
+    }
+}

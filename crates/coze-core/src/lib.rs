@@ -1,0 +1,11 @@
+#![doc = include_str!("../README.md")]
+
+mod context;
+mod error;
+mod id;
+mod redact;
+
+pub use context::{Context, Principal, Slots};
+pub use error::{BoxError, Error, Kind, Limit, Platform, Retry};
+pub use id::{BotId, ConversationId, InvalidId, RequestId, TenantId, UserId};
+pub use redact::redact;
