@@ -1,0 +1,42 @@
+use std::time::{Duration, SystemTime};
+
+use crate::{
+    step::{Outcome, cargo, run},
+    test, tidy,
+};
+
+/// A step: its name, and what it does.
+type Step = (&'static str, fn() -> Outcome);
+
+/// Cheap steps first. clippy and doc share their artefacts, test and doc tests share theirs, the demo is the one release build;
+/// clippy also compiles the benchmarks, so they are not built a second time in their own profile.
+const STEPS: [Step; 6] = [
+    ("fmt", || run(cargo().args(["fmt", "--all", "--check"]))),
+    ("tidy", tidy::tidy),
+    ("clippy", || run(cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]))),
+    ("doc", || run(cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))),
+    ("test", || test::test(&[])),
+    ("demo", || run(cargo().args(["run", "--release", "-p", "bot-backend", "--", "demo"]))),
+];
+
+/// Everything that must hold before a change lands. Stops at the first step that fails.
+pub(crate) fn ci() -> Outcome {
+    let start = SystemTime::now();
+    let mut summary = String::new();
+    let mut outcome = Ok(());
+    for (name, step) in STEPS {
+        let began = SystemTime::now();
+        outcome = step();
+        let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
+        summary.push_str(&format!("{name:<8} {verdict:<6} {:>7.1} s\n", since(began).as_secs_f64()));
+        if outcome.is_err() {
+            break;
+        }
+    }
+    println!("\n{summary}{:<15} {:>7.1} s", "total", since(start).as_secs_f64());
+    outcome
+}
+
+fn since(start: SystemTime) -> Duration {
+    start.elapsed().unwrap_or_default()
+}
