@@ -90,7 +90,7 @@ fn measure(filter: &str) -> Outcome<Rounds> {
         eprintln!("\nround {round} of {ROUNDS}");
         let folder = home.join(round.to_string());
         let mut cargo = cargo();
-        cargo.args(["bench", "--quiet", "-p", "coze-benches", "--benches", "--", "--quiet"]);
+        cargo.args(["bench", "--quiet", "-p", "coze-benches", "--benches", "--"]);
         if !filter.is_empty() {
             cargo.arg(filter);
         }
