@@ -1,1 +1,27 @@
-//! Under construction.
+#![doc = include_str!("../README.md")]
+
+mod bearer;
+mod body;
+mod callback;
+mod future;
+mod key;
+mod layer;
+mod nonces;
+mod policy;
+mod renewing;
+mod service;
+mod token;
+mod verify;
+mod webhook;
+
+pub use bearer::Bearer;
+pub use body::VerifiedBody;
+pub use callback::Callback;
+pub use future::ResponseFuture;
+pub use key::{Key, MAX_KEYS};
+pub use layer::AuthLayer;
+pub use policy::{Admitted, Decision, Policy};
+pub use renewing::Renewing;
+pub use service::Auth;
+pub use token::{Static, Token, TokenSource, lifetime};
+pub use webhook::{Webhook, WebhookKeys};

@@ -1,0 +1,74 @@
+use std::future::{Future, Pending};
+
+use coze_core::{BoxError, Context, Error};
+use http::{Request, Response, request::Parts};
+
+/// Decides whether a request may go further, and with which credentials.
+///
+/// On the way in a policy checks who calls and notes it on the context; on the way out it attaches a token and looks at the
+/// outcome. A closure that needs only the head of the request is a policy; whether it accepted is noted on the context:
+///
+/// ```
+/// use coze_auth::AuthLayer;
+/// use coze_core::{Context, Error, Kind, Principal};
+/// use http::request::Parts;
+///
+/// let service_token = AuthLayer::new(|parts: &mut Parts, context: &Context| {
+///     let Some(token) = parts.headers.remove("x-service-token") else {
+///         return Err(Error::new(Kind::Unauthenticated, "missing_credentials"));
+///     };
+///     let plugin = find(&token).ok_or_else(|| Error::new(Kind::Unauthenticated, "unknown_key"))?;
+///     context.principal.get_or_init(|| Principal::new("service_token", plugin));
+///     Ok(())
+/// });
+/// # fn find(_: &http::HeaderValue) -> Option<&'static str> { None }
+/// # let _ = service_token;
+/// ```
+pub trait Policy<B> {
+    /// The body of the request that goes further.
+    type Body;
+    /// What the policy keeps of a request until its outcome is known; `()` where it does not look at the outcome.
+    type Ticket;
+    /// A decision that has to wait.
+    type Future: Future<Output = Result<Admitted<Self::Body, Self::Ticket>, Error>>;
+
+    /// Looks at one request, before it goes further. A refused request does not reach the inner service.
+    fn authorize(&self, request: Request<B>) -> Decision<Admitted<Self::Body, Self::Ticket>, Self::Future>;
+
+    /// Looks at what became of a request that went further.
+    ///
+    /// # Errors
+    /// Those of the outcome, possibly with another answer to [`Error::retry`].
+    fn settle<R>(_: Self::Ticket, outcome: Result<Response<R>, BoxError>) -> Result<Response<R>, BoxError> {
+        outcome
+    }
+}
+
+/// A request that may go further, and what the policy keeps of it.
+pub type Admitted<B, T = ()> = (Request<B>, T);
+
+/// An answer that is there already, or a future of it. Only the latter costs a clone of the inner service.
+#[derive(Debug)]
+pub enum Decision<T, F> {
+    /// The answer.
+    Now(Result<T, Error>),
+    /// The answer has to be waited for.
+    Later(F),
+}
+
+impl<F, B> Policy<B> for F
+where
+    F: Fn(&mut Parts, &Context) -> Result<(), Error>,
+{
+    type Body = B;
+    type Ticket = ();
+    type Future = Pending<Result<Admitted<B>, Error>>;
+
+    fn authorize(&self, request: Request<B>) -> Decision<Admitted<B>, Self::Future> {
+        let (mut parts, body) = request.into_parts();
+        let context = Context::of(&mut parts.extensions);
+        let verdict = self(&mut parts, &context);
+        context.auth.get_or_init(|| verdict.as_ref().map_or_else(Error::reason, |()| "ok"));
+        Decision::Now(verdict.map(|()| (Request::from_parts(parts, body), ())))
+    }
+}

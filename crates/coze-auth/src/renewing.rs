@@ -1,0 +1,275 @@
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use coze_core::{Error, Kind, Retry};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+
+use crate::{Decision, Token, TokenSource, bearer::copy};
+
+/// The longest time before its expiry that a token is renewed.
+const MAX_MARGIN: Duration = Duration::from_secs(30);
+
+/// Tokens that a closure fetches: one fetch at a time, however many callers want a token. Clones share the token.
+///
+/// A token is fetched when there is none, and again from 30 seconds before it expires, or a tenth of its life if that is
+/// less; until it expires it still serves, so nobody waits for that. The fetch is a task of its own: a caller who goes away
+/// does not end it. If it fails, all who wait for it get the error, and for the time of [`Renewing::cooldown`] whoever has no
+/// valid token gets it at once. Such an error says [`Retry::Safe`], unless the fetch was refused for good
+/// ([`Retry::Never`]): whatever became of the fetch, the request it was for did not run.
+///
+/// A token the platform refuses is forgotten and another one fetched. If that one is refused too, within the cool-down, then
+/// the fault is not the token's: it stays, and the refusal is final. So a request is sent at most once more, and however the
+/// platform answers, tokens it refuses are renewed at most once per cool-down.
+///
+/// ```
+/// use std::time::SystemTime;
+///
+/// use coze_auth::{Bearer, Renewing, Token, lifetime};
+/// use coze_core::Error;
+///
+/// let source = Renewing::new(|| async {
+///     let (access_token, expires_in) = ask_the_token_endpoint().await?;
+///     Ok(Token::bearer(&access_token)?.with_lifetime(lifetime(expires_in, SystemTime::now())))
+/// });
+/// let policy = Bearer::new(source);
+/// # async fn ask_the_token_endpoint() -> Result<(String, i64), Error> { Ok((String::new(), 0)) }
+/// # let _ = policy;
+/// ```
+pub struct Renewing<F> {
+    shared: Arc<Shared<F>>,
+    timeout: Duration,
+    cooldown: Duration,
+}
+
+struct Shared<F> {
+    fetch: F,
+    /// Read without a lock, written only under that of `state`.
+    current: ArcSwapOption<Current>,
+    state: Mutex<State>,
+}
+
+struct Current {
+    token: Token,
+    since: Instant,
+    /// From when on it is renewed, and when it expires; `None` if it serves until it is refused.
+    ends: Option<(Instant, Instant)>,
+    /// It replaced a token that the platform refused.
+    is_second: bool,
+}
+
+#[derive(Default)]
+struct State {
+    generation: u64,
+    flight: Option<watch::Receiver<Option<Landed>>>,
+    failure: Option<(Arc<Error>, Instant)>,
+    was_refused: bool,
+}
+
+/// What all who wait for a fetch are told.
+type Landed = Result<Token, Arc<Error>>;
+
+impl<F, R> Renewing<F>
+where
+    F: Fn() -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Token, Error>> + Send + 'static,
+{
+    /// Gets its tokens from `fetch`, which makes one attempt. The generation of a token is set here.
+    #[must_use]
+    pub fn new(fetch: F) -> Self {
+        let shared = Shared { fetch, current: ArcSwapOption::empty(), state: Mutex::default() };
+        Self { shared: Arc::new(shared), timeout: Duration::from_secs(10), cooldown: Duration::from_secs(1) }
+    }
+
+    /// How long a fetch may take; 10 seconds unless set. Then it fails with `token_timeout`, [`Kind::Timeout`].
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// How long a failure is final, and the least time a token serves whatever its life; 1 second unless set.
+    #[must_use]
+    pub fn cooldown(self, cooldown: Duration) -> Self {
+        Self { cooldown, ..self }
+    }
+}
+
+impl<F, R> TokenSource for Renewing<F>
+where
+    F: Fn() -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Token, Error>> + Send + 'static,
+{
+    type Future = Pin<Box<dyn Future<Output = Result<Token, Error>> + Send>>;
+
+    /// # Panics
+    /// Outside of a tokio runtime, when a token has to be fetched.
+    fn token(&self) -> Decision<Token, Self::Future> {
+        let now = Instant::now();
+        if let Some(token) = self.shared.fresh(now) {
+            return Decision::Now(Ok(token));
+        }
+        let mut state = self.shared.lock();
+        // Asked again: another caller's fetch may have ended in between. From here on nobody writes.
+        if let Some(token) = self.shared.fresh(now) {
+            return Decision::Now(Ok(token));
+        }
+        let (flight, launched) = match (&state.flight, &state.failure) {
+            (Some(flight), _) => (Ok(flight.clone()), None),
+            (None, Some((error, at))) if now.duration_since(*at) < self.cooldown => (Err((error.clone(), *at)), None),
+            (None, _) => {
+                let (landed, flight) = watch::channel(None);
+                state.flight = Some(flight.clone());
+                let Self { shared, timeout, cooldown } = self.clone();
+                (Ok(flight), Some(Flight { shared, timeout, cooldown, asked: now, landed, outcome: None }))
+            }
+        };
+        let valid = self.shared.current.load_full().filter(|current| !current.is_over(now));
+        drop(state);
+        if let Some(flight) = launched {
+            // Not under the lock: a runtime that shuts down drops the task at once, and that takes the lock.
+            tokio::spawn(flight.run());
+        }
+        match (valid, flight) {
+            (Some(current), _) => Decision::Now(Ok(current.token.clone())),
+            (None, Ok(flight)) => Decision::Later(Box::pin(landing(flight, self.cooldown))),
+            (None, Err((error, at))) => {
+                Decision::Now(Err(told(&error, self.cooldown.saturating_sub(now.duration_since(at)))))
+            }
+        }
+    }
+
+    fn reject(&self, generation: u64) -> Option<Retry> {
+        let now = Instant::now();
+        let mut state = self.shared.lock();
+        if let Some(current) = &*self.shared.current.load()
+            && current.token.generation() == generation
+        {
+            if current.is_second && now.duration_since(current.since) < self.cooldown {
+                return None;
+            }
+            state.was_refused = true;
+            self.shared.current.store(None);
+        }
+        Some(Retry::Safe)
+    }
+}
+
+impl<F> Clone for Renewing<F> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone(), timeout: self.timeout, cooldown: self.cooldown }
+    }
+}
+
+impl<F> fmt::Debug for Renewing<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Renewing")
+            .field("timeout", &self.timeout)
+            .field("cooldown", &self.cooldown)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<F> Shared<F> {
+    /// The current token, unless it is to be renewed.
+    fn fresh(&self, now: Instant) -> Option<Token> {
+        let current = self.current.load();
+        current.as_ref().filter(|current| current.ends.is_none_or(|(due, _)| now < due)).map(|c| c.token.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nobody panics while holding the state")
+    }
+}
+
+impl Current {
+    fn is_over(&self, now: Instant) -> bool {
+        self.ends.is_some_and(|(_, end)| now >= end)
+    }
+}
+
+/// A fetch that is under way. It lands when it is dropped, so also when the closure panics or the runtime ends.
+struct Flight<F> {
+    shared: Arc<Shared<F>>,
+    timeout: Duration,
+    cooldown: Duration,
+    asked: Instant,
+    landed: watch::Sender<Option<Landed>>,
+    outcome: Option<Result<Token, Error>>,
+}
+
+impl<F> Flight<F> {
+    async fn run<R>(mut self)
+    where
+        F: Fn() -> R,
+        R: Future<Output = Result<Token, Error>>,
+    {
+        let fetch = timeout(self.timeout, (self.shared.fetch)());
+        self.outcome = Some(fetch.await.unwrap_or_else(|_| {
+            Err(Error::new(Kind::Timeout, "token_timeout")
+                .with_message(format!("no access token was given within {:?}", self.timeout)))
+        }));
+    }
+
+    /// From when on a token that landed now is renewed, and when it expires; `None` if that is beyond all time.
+    fn ends(&self, token: &Token, now: Instant) -> Option<(Instant, Instant)> {
+        let life = token.lifetime()?;
+        // A token that seems to be over, as where our clock is wrong, serves for the cool-down: it may well be accepted.
+        let end = self.asked.checked_add(life)?.max(now.checked_add(self.cooldown)?);
+        Some((end - (life / 10).min(MAX_MARGIN), end))
+    }
+}
+
+impl<F> Drop for Flight<F> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let outcome = self.outcome.take().unwrap_or_else(|| {
+            Err(Error::new(Kind::Internal, "token_fetch_ended").with_message("the fetch of an access token broke off"))
+        });
+        let mut state = self.shared.lock();
+        state.flight = None;
+        let landed = match outcome {
+            Ok(token) => {
+                state.generation += 1;
+                state.failure = None;
+                let token = token.with_generation(state.generation);
+                let (ends, is_second) = (self.ends(&token, now), mem::take(&mut state.was_refused));
+                let current = Current { token: token.clone(), since: now, ends, is_second };
+                self.shared.current.store(Some(Arc::new(current)));
+                Ok(token)
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                state.failure = Some((error.clone(), now));
+                Err(error)
+            }
+        };
+        drop(state);
+        self.landed.send_replace(Some(landed));
+    }
+}
+
+async fn landing(mut flight: watch::Receiver<Option<Landed>>, cooldown: Duration) -> Result<Token, Error> {
+    let landed = flight.wait_for(Option::is_some).await.expect("a flight lands before it ends");
+    match landed.as_ref().expect("just waited for") {
+        Ok(token) => Ok(token.clone()),
+        Err(error) => Err(told(error, cooldown)),
+    }
+}
+
+/// The failure of a fetch as a caller is told who has nothing to do with it. There is no other try before `wait` is over.
+fn told(error: &Arc<Error>, wait: Duration) -> Error {
+    let told = copy(error).with_source(error.clone());
+    match error.retry() {
+        Retry::Never => told,
+        _ => told.with_retry(Retry::Safe).with_retry_after(error.retry_after().unwrap_or_default().max(wait)),
+    }
+}

@@ -1,0 +1,211 @@
+use std::{
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    task::{Context as Task, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use coze_core::{BoxError, Context, Error, Kind};
+use http::{HeaderMap, HeaderValue, Request, header::CONTENT_LENGTH, request::Parts};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
+
+use crate::{Admitted, Decision, VerifiedBody};
+
+/// How many frames are taken in before the timer and other tasks get their turn.
+const FRAMES_PER_POLL: usize = 64;
+
+/// What a scheme of signatures does with a request whose head is in order.
+pub trait Check {
+    /// Takes in the next bytes of the body.
+    fn update(&mut self, data: &[u8]);
+
+    /// Judges the whole, and notes on the context who signed it.
+    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Error>;
+}
+
+/// How much of an unverified body is read, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) bytes: usize,
+    pub(crate) time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes: 1024 * 1024, time: Duration::from_secs(10) }
+    }
+}
+
+impl Limits {
+    /// Refuses a body that says beforehand that it is too large.
+    fn admit(self, headers: &HeaderMap, body: &impl Body) -> Result<(), Error> {
+        let declared = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let bytes = body.size_hint().lower().max(declared.unwrap_or(0));
+        if bytes > self.bytes as u64 { Err(self.too_large()) } else { Ok(()) }
+    }
+
+    fn too_large(self) -> Error {
+        Error::new(Kind::TooLarge, "body_too_large")
+            .with_message(format!("the body has more than {} bytes", self.bytes))
+    }
+
+    fn too_slow(self) -> Error {
+        Error::new(Kind::Timeout, "body_timeout")
+            .with_message(format!("the body did not arrive within {:?}", self.time))
+    }
+}
+
+pin_project! {
+    /// Reads a body, hashes it on the way, and judges its signature.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Verify<B, C> {
+        #[pin]
+        body: B,
+        #[pin]
+        timer: Option<Sleep>,
+        limits: Limits,
+        context: Context,
+        head: Option<(Parts, C)>,
+        read: VerifiedBody,
+    }
+}
+
+impl<B: Body, C> Verify<B, C> {
+    /// Decides by the head of the request (`check`), and if that is in order by its body.
+    pub(crate) fn decide(
+        request: Request<B>,
+        limits: Limits,
+        check: impl FnOnce(&Parts) -> Result<C, Error>,
+    ) -> Decision<Admitted<VerifiedBody>, Self> {
+        let (mut parts, body) = request.into_parts();
+        let context = Context::of(&mut parts.extensions);
+        match check(&parts).and_then(|check| limits.admit(&parts.headers, &body).map(|()| check)) {
+            Ok(check) => {
+                let head = Some((parts, check));
+                Decision::Later(Self { body, timer: None, limits, context, head, read: VerifiedBody::default() })
+            }
+            Err(error) => {
+                context.auth.get_or_init(|| error.reason());
+                Decision::Now(Err(error))
+            }
+        }
+    }
+}
+
+impl<B, C> Verify<B, C>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+    C: Check,
+{
+    /// Reads to the end, within the limits.
+    fn poll_read(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Result<(), Error>> {
+        let mut this = self.project();
+        let mut frames = 0;
+        while frames < FRAMES_PER_POLL {
+            let Poll::Ready(frame) = this.body.as_mut().poll_frame(task) else { break };
+            frames += 1;
+            let frame = match frame {
+                None => return Poll::Ready(Ok(())),
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => {
+                    let error = Error::new(Kind::Invalid, "body_error").with_source(error);
+                    return Poll::Ready(Err(error.with_message("the body could not be read to its end")));
+                }
+            };
+            match frame.into_data() {
+                Ok(data) if data.len() > this.limits.bytes - this.read.len() => {
+                    return Poll::Ready(Err(this.limits.too_large()));
+                }
+                Ok(data) => {
+                    let (_, check) = this.head.as_mut().expect("a future is not polled after it is ready");
+                    check.update(&data);
+                    this.read.push(data);
+                }
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        this.read.set_trailers(trailers);
+                    }
+                }
+            }
+        }
+        if frames == FRAMES_PER_POLL {
+            // A body that always has another frame must not keep the worker to itself, nor outrun the timer.
+            task.waker().wake_by_ref();
+        }
+        if this.timer.is_none() {
+            // Not earlier: a body that is there already needs no timer.
+            this.timer.set(Some(sleep(this.limits.time)));
+        }
+        let timer = this.timer.as_pin_mut().expect("just set");
+        timer.poll(task).map(|()| Err(this.limits.too_slow()))
+    }
+}
+
+impl<B, C> Future for Verify<B, C>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+    C: Check,
+{
+    type Output = Result<Admitted<VerifiedBody>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
+        let read = ready!(self.as_mut().poll_read(task));
+        let this = self.project();
+        let (parts, check) = this.head.take().expect("a future is not polled after it is ready");
+        let mut body = mem::take(this.read);
+        let verdict = read.and_then(|()| check.finish(this.context, &mut body));
+        this.context.auth.get_or_init(|| verdict.as_ref().map_or_else(Error::reason, |()| "ok"));
+        Poll::Ready(verdict.map(|()| (Request::from_parts(parts, body), ())))
+    }
+}
+
+impl<B, C> fmt::Debug for Verify<B, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verify").field("limits", &self.limits).field("read", &self.read).finish_non_exhaustive()
+    }
+}
+
+/// The only value of a header, if it is there.
+pub(crate) fn optional<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, Error> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next();
+    if values.next().is_some() {
+        return Err(malformed(format!("the header {name} is given more than once")));
+    }
+    Ok(value)
+}
+
+/// The only value of a header.
+pub(crate) fn required<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a HeaderValue, Error> {
+    optional(headers, name)?.ok_or_else(|| missing(format!("the header {name} is missing")))
+}
+
+/// The only value of a header, as `N` bytes in hex digits of either case.
+pub(crate) fn signature<const N: usize>(headers: &HeaderMap, name: &str) -> Result<[u8; N], Error> {
+    let mut signature = [0; N];
+    match hex::decode_to_slice(required(headers, name)?, &mut signature) {
+        Ok(()) => Ok(signature),
+        Err(_) => Err(malformed(format!("the header {name} is not {} hex digits", 2 * N))),
+    }
+}
+
+pub(crate) fn missing(message: String) -> Error {
+    Error::new(Kind::Unauthenticated, "missing_credentials").with_message(message)
+}
+
+pub(crate) fn malformed(message: String) -> Error {
+    Error::new(Kind::Unauthenticated, "parse_error").with_message(message)
+}
+
+/// One answer for every signature that no key explains, so that it tells nobody which bots there are.
+pub(crate) fn unsigned() -> Error {
+    Error::new(Kind::Unauthenticated, "signature_invalid")
+        .with_message("the signature is not that of the body under a current key")
+}

@@ -1,0 +1,231 @@
+use std::{array, collections::HashMap, fmt, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use coze_core::{BotId, BoxError, Context, Error, Principal, UserId};
+use hmac::{Hmac, KeyInit, Mac};
+use http::{Request, request::Parts};
+use http_body::Body;
+use sha2::Sha256;
+
+use crate::{
+    Admitted, Decision, Key, MAX_KEYS, Policy, VerifiedBody,
+    key::bounded,
+    verify::{self, Check, Limits, Verify},
+};
+
+const SIGNATURE: &str = "x-signature";
+const BOT: &str = "x-bot-id";
+
+/// A MAC that has taken in its key. Cloning it saves the key schedule, a third of the work for a short message.
+type Keyed = Hmac<Sha256>;
+type UserHook = dyn Fn(&[u8]) -> Option<UserId> + Send + Sync;
+
+/// The inbound policy for messages to bots: `X-Signature` carries hex(HMAC-SHA256(key = bot token, raw body)).
+///
+/// The bot is the one in the path ([`Webhook::path`]) or in `X-Bot-Id`, which must not contradict each other, or the only one
+/// there is. What is accepted is noted on the context: the bot, and a principal of the scheme `webhook`. An unknown bot is
+/// answered like a wrong signature, after the work of a bot with one key; only the context says `unknown_key`, for the log.
+///
+/// The signature covers the body alone: neither other headers, nor the path, nor the time. So a copy of a request is as good
+/// as the request, and whoever must not do a thing twice has to look at an id in the body.
+///
+/// A body is held in memory until it is verified, so a server needs at most [`Webhook::limit`] bytes for each request that it
+/// takes in at once. Its time is limited by a timer of tokio. Clones share the keys.
+#[derive(Clone)]
+pub struct Webhook {
+    keys: WebhookKeys,
+    prefix: Option<Arc<str>>,
+    limits: Limits,
+    user: Option<Arc<UserHook>>,
+}
+
+impl Webhook {
+    /// Checks signatures against these keys.
+    #[must_use]
+    pub fn new(keys: WebhookKeys) -> Self {
+        Self { keys, prefix: None, limits: Limits::default(), user: None }
+    }
+
+    /// Takes what follows `prefix` in the path as the bot's id: `/webhook` makes it `b1` in `/webhook/b1`. Nothing is
+    /// percent-decoded. Without this the path says nothing.
+    #[must_use]
+    pub fn path(self, prefix: &str) -> Self {
+        Self { prefix: Some(format!("{}/", prefix.trim_end_matches('/')).into()), ..self }
+    }
+
+    /// The most bytes a body may have; 1 MiB unless set.
+    #[must_use]
+    pub fn limit(self, bytes: usize) -> Self {
+        Self { limits: Limits { bytes, ..self.limits }, ..self }
+    }
+
+    /// How long a body may take to arrive; 10 seconds unless set.
+    #[must_use]
+    pub fn timeout(self, time: Duration) -> Self {
+        Self { limits: Limits { time, ..self.limits }, ..self }
+    }
+
+    /// Reads from a verified body who wrote the message, for the layers that follow.
+    #[must_use]
+    pub fn user(self, read: impl Fn(&[u8]) -> Option<UserId> + Send + Sync + 'static) -> Self {
+        Self { user: Some(Arc::new(read)), ..self }
+    }
+
+    /// Finds the bot the request names; `None` if it is not ours.
+    fn bot(&self, parts: &Parts) -> Result<Option<Arc<Bot>>, Error> {
+        let path = self.prefix.as_deref().and_then(|prefix| parts.uri.path().strip_prefix(prefix));
+        let header = match verify::optional(&parts.headers, BOT)?.map(|id| id.to_str()) {
+            Some(Err(_)) => return Err(verify::malformed(format!("the header {BOT} is not ascii"))),
+            Some(Ok(id)) => Some(id),
+            None => None,
+        };
+        let named = match (path.filter(|id| !id.is_empty()), header) {
+            (Some(path), Some(header)) if path != header => {
+                return Err(verify::malformed(format!("the bot in the header {BOT} is not the one in the path")));
+            }
+            (path, header) => path.or(header),
+        };
+        let bots = self.keys.0.bots.load();
+        match named {
+            Some(id) => Ok(bots.get(id).cloned()),
+            None if bots.len() == 1 => Ok(bots.values().next().cloned()),
+            None => Err(verify::missing(format!("neither the path nor the header {BOT} names a bot"))),
+        }
+    }
+}
+
+impl<B> Policy<B> for Webhook
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Body = VerifiedBody;
+    type Ticket = ();
+    type Future = Verify<B, Signed>;
+
+    fn authorize(&self, request: Request<B>) -> Decision<Admitted<VerifiedBody>, Self::Future> {
+        Verify::decide(request, self.limits, |parts| {
+            let signature = verify::signature(&parts.headers, SIGNATURE)?;
+            let bot = self.bot(parts)?;
+            let macs = array::from_fn(|i| match &bot {
+                Some(bot) => bot.keys.get(i).cloned(),
+                // For work's sake: what it verifies is refused all the same.
+                None => (i == 0).then(|| self.keys.0.decoy.clone()),
+            });
+            Ok(Signed { macs, signature, bot, user: self.user.clone() })
+        })
+    }
+}
+
+impl fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Webhook")
+            .field("keys", &self.keys)
+            .field("prefix", &self.prefix)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The keys of the bots, replaceable while requests are checked. Clones share them.
+#[derive(Clone)]
+pub struct WebhookKeys(Arc<Table>);
+
+struct Table {
+    bots: ArcSwap<HashMap<BotId, Arc<Bot>>>,
+    /// Stands in for the keys of a bot that is not there.
+    decoy: Keyed,
+}
+
+struct Bot {
+    id: BotId,
+    principal: Principal,
+    keys: Vec<Keyed>,
+}
+
+impl WebhookKeys {
+    /// No bot, and so no request that is accepted.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(Table { bots: ArcSwap::default(), decoy: keyed(b"decoy") }))
+    }
+
+    /// Replaces the keys by which `bot` signs; any of them verifies. No key at all takes the bot out.
+    ///
+    /// A request is checked against the keys of the moment in which it arrived.
+    ///
+    /// # Errors
+    /// `keys_too_many`, [`Kind::Invalid`](coze_core::Kind::Invalid): more than [`MAX_KEYS`]. The bot's keys stay as they were.
+    pub fn set(&self, bot: &BotId, keys: impl IntoIterator<Item = Key>) -> Result<(), Error> {
+        let keys: Vec<_> = bounded(keys)?.iter().map(|key| keyed(key.bytes())).collect();
+        let principal = Principal::new("webhook", bot.as_str());
+        let entry = Arc::new(Bot { id: bot.clone(), principal, keys });
+        self.0.bots.rcu(|bots| {
+            let mut bots = HashMap::clone(bots);
+            match entry.keys.is_empty() {
+                true => bots.remove(bot),
+                false => bots.insert(bot.clone(), entry.clone()),
+            };
+            bots
+        });
+        Ok(())
+    }
+}
+
+impl Default for WebhookKeys {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for WebhookKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("WebhookKeys").field(&self.0.bots.load().keys()).finish()
+    }
+}
+
+fn keyed(key: &[u8]) -> Keyed {
+    Keyed::new_from_slice(key).expect("hmac takes a key of any length")
+}
+
+/// A webhook request that waits for its body.
+pub struct Signed {
+    macs: [Option<Keyed>; MAX_KEYS],
+    signature: [u8; 32],
+    bot: Option<Arc<Bot>>,
+    user: Option<Arc<UserHook>>,
+}
+
+impl fmt::Debug for Signed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Signed").finish_non_exhaustive()
+    }
+}
+
+impl Check for Signed {
+    fn update(&mut self, data: &[u8]) {
+        self.macs.iter_mut().flatten().for_each(|mac| mac.update(data));
+    }
+
+    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Error> {
+        // Every key is tried, and each comparison takes constant time: how long it takes does not tell which key it was.
+        let verified = self.macs.into_iter().flatten().fold(false, |found, mac| {
+            let is_this_one = mac.verify_slice(&self.signature).is_ok();
+            found | is_this_one
+        });
+        let Some(bot) = self.bot else {
+            context.auth.get_or_init(|| "unknown_key");
+            return Err(verify::unsigned());
+        };
+        if !verified {
+            return Err(verify::unsigned());
+        }
+        context.bot.get_or_init(|| bot.id.clone());
+        context.principal.get_or_init(|| bot.principal.clone());
+        if let Some(user) = self.user.and_then(|read| read(body.contiguous())) {
+            context.user.get_or_init(|| user);
+        }
+        Ok(())
+    }
+}

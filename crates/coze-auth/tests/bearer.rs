@@ -1,0 +1,412 @@
+//! The bearer policy and its sources: whose token goes out, when it is renewed, and what a refusal means.
+
+mod support;
+
+use std::{
+    error::Error as StdError,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use coze_auth::{AuthLayer, Bearer, Decision, Policy, Renewing, Static, Token, TokenSource};
+use coze_core::{BoxError, Error, Kind, Platform, Retry};
+use http::{Request, Response, header::AUTHORIZATION};
+use support::{reason, send};
+use tokio::time::{Instant, advance, sleep};
+use tower::{Layer, ServiceExt, service_fn};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Counts fetches; the token of the n-th is `t<n>`.
+#[derive(Clone, Default)]
+struct Endpoint(Arc<AtomicU64>);
+
+impl Endpoint {
+    fn fetches(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// A source whose fetches take a second, and end as `end` says of the token of their number.
+    fn source(
+        &self,
+        end: impl Fn(u64, Token) -> Result<Token, Error> + Copy + Send + Sync + 'static,
+    ) -> impl TokenSource<Future: Send> + Clone + Send + Sync + fmt::Debug + 'static {
+        let fetches = self.0.clone();
+        Renewing::new(move || {
+            let n = fetches.fetch_add(1, Ordering::Relaxed) + 1;
+            async move {
+                sleep(SECOND).await;
+                end(n, Token::bearer(&format!("t{n}")).expect("valid"))
+            }
+        })
+    }
+}
+
+fn lives(seconds: u64) -> impl Fn(u64, Token) -> Result<Token, Error> + Copy + Send + Sync {
+    move |_, token| Ok(token.with_lifetime(Duration::from_secs(seconds)))
+}
+
+async fn get(source: &impl TokenSource) -> Result<Token, Error> {
+    match source.token() {
+        Decision::Now(token) => token,
+        Decision::Later(token) => token.await,
+    }
+}
+
+/// The text of a token, without `Bearer`.
+async fn text(source: &impl TokenSource) -> String {
+    let token = get(source).await.expect("a token");
+    token.header().to_str().expect("ascii").strip_prefix("Bearer ").expect("a bearer token").to_owned()
+}
+
+fn is_ready(source: &impl TokenSource) -> bool {
+    matches!(source.token(), Decision::Now(Ok(_)))
+}
+
+/// One call through the layer, which the platform answers so.
+async fn call(
+    source: &(impl TokenSource + Clone),
+    answer: impl Fn(String) -> Result<Response<()>, BoxError>,
+) -> Result<Response<()>, BoxError> {
+    let platform = service_fn(|request: Request<()>| {
+        let answer = answer(request.headers()[AUTHORIZATION].to_str().expect("ascii").to_owned());
+        async { answer }
+    });
+    AuthLayer::new(Bearer::new(source.clone())).layer(platform).oneshot(Request::new(())).await
+}
+
+fn refused() -> Error {
+    let platform = Platform { code: 4101, msg: "bad token".into(), logid: Some("l1".into()) };
+    Error::new(Kind::Unauthenticated, "token_invalid").with_message("no").with_platform(platform)
+}
+
+fn retry(outcome: &Result<Response<()>, BoxError>) -> Option<Retry> {
+    Error::find(&**outcome.as_ref().expect_err("an error")).map(Error::retry)
+}
+
+#[tokio::test]
+async fn the_token_replaces_what_the_caller_put() {
+    let policy = Bearer::new(Static::new("pat_1").expect("valid"));
+    let request = Request::builder().header("authorization", "Basic a").header("authorization", "b").header("x", "y");
+    let sent = send(&policy, request.body("body").expect("a request")).await.expect("sent");
+    assert_eq!(sent.headers().get_all("authorization").iter().collect::<Vec<_>>(), ["Bearer pat_1"]);
+    assert!(sent.headers()["authorization"].is_sensitive());
+    assert_eq!((sent.headers().len(), &sent.headers()["x"], *sent.body()), (2, &"y".parse().expect("a value"), "body"));
+    assert_eq!(sent.extensions().len(), 0, "no context is made for it");
+}
+
+#[tokio::test]
+async fn a_refusal_of_a_static_token_stays_as_it_is() {
+    let source = Static::new("pat_1").expect("valid");
+    let outcome = call(&source, |_| Err(refused().into())).await;
+    assert_eq!(retry(&outcome), Some(Retry::Never));
+    let error = outcome.expect_err("refused").downcast::<Error>().expect("unwrapped");
+    assert_eq!((error.reason(), error.message()), ("token_invalid", "no"));
+    assert_eq!(text(&source).await, "pat_1");
+    let outcome = call(&source, |_| Ok(answered(401))).await;
+    assert_eq!(outcome.expect("a response").status(), 401);
+}
+
+fn answered(status: u16) -> Response<()> {
+    Response::builder().status(status).body(()).expect("a response")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_cold_callers_share_one_fetch() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(lives(900));
+    let callers: Vec<_> = (0..1000)
+        .map(|_| {
+            let source = source.clone();
+            tokio::spawn(async move { text(&source).await })
+        })
+        .collect();
+    for caller in callers {
+        assert_eq!(caller.await.expect("no panic"), "t1");
+    }
+    assert_eq!(endpoint.fetches(), 1);
+    assert!(is_ready(&source), "warm from now on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_goes_away_does_not_end_the_fetch() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(lives(900));
+    drop(source.token());
+    let Decision::Later(first) = source.token() else { panic!("there is no token yet") };
+    tokio::select! {
+        _ = first => panic!("too early"),
+        () = sleep(SECOND / 2) => {}
+    }
+    let before = Instant::now();
+    assert_eq!(text(&source).await, "t1");
+    assert_eq!((before.elapsed(), endpoint.fetches()), (SECOND / 2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_for_a_token_may_go_away() {
+    let endpoint = Endpoint::default();
+    let policy = Bearer::new(endpoint.source(lives(900)));
+    drop(policy.authorize(Request::new(())));
+    assert!(tokio::time::timeout(SECOND / 2, send(&policy, Request::new(()))).await.is_err());
+    let sent = send(&policy, Request::new("body")).await.expect("sent");
+    assert_eq!((&sent.headers()["authorization"], *sent.body()), (&"Bearer t1".parse().expect("a value"), "body"));
+    assert_eq!(endpoint.fetches(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_renewed_ahead_of_its_end_while_it_still_serves() {
+    // Lives, and how long before its end it is renewed: 30 s or a tenth.
+    for (life, margin) in
+        [(900, Duration::from_secs(30)), (300, Duration::from_secs(30)), (100, Duration::from_secs(10))]
+    {
+        let endpoint = Endpoint::default();
+        let source = endpoint.source(lives(life));
+        let asked = Instant::now();
+        assert_eq!(text(&source).await, "t1");
+        let due = asked + Duration::from_secs(life) - margin;
+        advance(due - Instant::now() - Duration::from_millis(1)).await;
+        assert_eq!((text(&source).await.as_str(), endpoint.fetches()), ("t1", 1));
+        advance(Duration::from_millis(1)).await;
+        assert!(is_ready(&source), "nobody waits");
+        assert_eq!(text(&source).await, "t1");
+        sleep(SECOND / 2).await;
+        assert_eq!((text(&source).await.as_str(), endpoint.fetches()), ("t1", 2));
+        sleep(SECOND).await;
+        assert_eq!((text(&source).await.as_str(), endpoint.fetches()), ("t2", 2));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_token_is_not_used() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(lives(100));
+    let asked = Instant::now();
+    assert_eq!(text(&source).await, "t1");
+    advance(asked + Duration::from_secs(100) - Instant::now()).await;
+    assert!(!is_ready(&source));
+    assert_eq!((text(&source).await.as_str(), endpoint.fetches()), ("t2", 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_without_an_end_serves_until_it_is_refused() {
+    let endpoint = Endpoint::default();
+    for life in [None, Some(Duration::MAX)] {
+        let before = endpoint.fetches();
+        let source = endpoint.source(move |_, token| Ok(life.map_or(token.clone(), |life| token.with_lifetime(life))));
+        get(&source).await.expect("a token");
+        advance(Duration::from_secs(365 * 86_400)).await;
+        get(&source).await.expect("a token");
+        assert_eq!(endpoint.fetches(), before + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_seems_to_be_over_serves_for_the_cooldown() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(lives(0));
+    assert_eq!(text(&source).await, "t1");
+    advance(Duration::from_millis(999)).await;
+    assert_eq!((text(&source).await.as_str(), endpoint.fetches()), ("t1", 1));
+    advance(Duration::from_millis(1)).await;
+    assert_eq!((text(&source).await.as_str(), endpoint.fetches()), ("t2", 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_fetch_is_told_to_all_and_tried_again_after_the_cooldown() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(|n, token| match n {
+        1 => Err(Error::new(Kind::Unavailable, "endpoint_down").with_message("out")),
+        2 => Err(Error::new(Kind::Unauthenticated, "invalid_client")),
+        _ => Ok(token),
+    });
+    let (one, two) = tokio::join!(get(&source), get(&source));
+    for error in [one, two].map(|outcome| outcome.expect_err("the fetch failed")) {
+        assert_eq!((error.kind(), error.reason(), error.message()), (Kind::Unavailable, "endpoint_down", "out"));
+        assert_eq!((error.retry(), error.retry_after()), (Retry::Safe, Some(SECOND)), "the request did not run");
+        assert!(error.source().is_some());
+    }
+    advance(Duration::from_millis(999)).await;
+    let Decision::Now(Err(at_once)) = source.token() else { panic!("nobody waits for what just failed") };
+    assert_eq!((at_once.reason(), at_once.retry_after()), ("endpoint_down", Some(Duration::from_millis(1))));
+    assert_eq!(endpoint.fetches(), 1);
+
+    advance(Duration::from_millis(1)).await;
+    let refused = get(&source).await.expect_err("the second failure");
+    assert_eq!((refused.reason(), refused.retry(), refused.retry_after()), ("invalid_client", Retry::Never, None));
+    advance(SECOND).await;
+    assert_eq!((text(&source).await.as_str(), endpoint.fetches()), ("t3", 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_renewal_leaves_a_valid_token_in_service() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(|n, token| match n {
+        1 => Ok(token.with_lifetime(Duration::from_secs(100))),
+        _ => Err(Error::new(Kind::Unavailable, "endpoint_down").with_retry_after(Duration::from_secs(7))),
+    });
+    let asked = Instant::now();
+    assert_eq!(text(&source).await, "t1");
+    advance(Duration::from_secs(90)).await;
+    let mut last = 1;
+    while Instant::now() < asked + Duration::from_secs(99) {
+        assert_eq!(text(&source).await, "t1");
+        assert!(endpoint.fetches() <= last + 1);
+        last = endpoint.fetches();
+        sleep(Duration::from_millis(100)).await;
+    }
+    // A fetch takes a second and the cool-down after it another.
+    assert!((4..=5).contains(&endpoint.fetches()), "{}", endpoint.fetches());
+    sleep(SECOND).await;
+    let error = get(&source).await.expect_err("expired by now");
+    assert_eq!((error.reason(), error.retry_after()), ("endpoint_down", Some(Duration::from_secs(7))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_hangs_is_given_up() {
+    let hangs = Renewing::new(std::future::pending::<Result<Token, Error>>).timeout(3 * SECOND);
+    let before = Instant::now();
+    let error = get(&hangs).await.expect_err("given up");
+    assert_eq!((error.kind(), error.reason(), error.retry()), (Kind::Timeout, "token_timeout", Retry::Safe));
+    assert_eq!(before.elapsed(), 3 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fetch_that_panics_is_a_failure_like_others() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(|n, token| if n == 1 { panic!("a bug in the closure") } else { Ok(token) });
+    let error = get(&source).await.expect_err("panicked");
+    assert_eq!((error.kind(), error.reason()), (Kind::Internal, "token_fetch_ended"));
+    advance(SECOND).await;
+    assert_eq!(text(&source).await, "t2");
+}
+
+#[test]
+fn a_runtime_that_ends_ends_the_fetch_and_nobody_waits_for_ever() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(lives(900));
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+    let first = runtime();
+    let Decision::Later(waiting) = first.block_on(async { source.token() }) else { panic!("there is no token yet") };
+    drop(first);
+    assert_eq!(reason(runtime().block_on(waiting)), Some("token_fetch_ended"));
+    assert_eq!(endpoint.fetches(), 0, "it never began");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_token_is_forgotten_and_the_error_says_that_another_try_is_safe() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(lives(900));
+    let platform = |auth: String| if auth == "Bearer t1" { Err(refused().into()) } else { Ok(answered(200)) };
+    let outcome = call(&source, platform).await;
+    assert_eq!(retry(&outcome), Some(Retry::Safe));
+    let error = outcome.expect_err("refused").downcast::<Error>().expect("unwrapped");
+    assert_eq!((error.kind(), error.reason(), error.message()), (Kind::Unauthenticated, "token_invalid", "no"));
+    assert_eq!(error.platform().map(|p| (p.code, p.logid.as_deref())), Some((4101, Some("l1"))));
+    assert_eq!(call(&source, platform).await.expect("accepted").status(), 200);
+    assert_eq!(endpoint.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_an_older_token_leaves_the_newer_one_alone() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(lives(900));
+    let old = get(&source).await.expect("a token").generation();
+    for _ in 0..3 {
+        assert_eq!(source.reject(old), Some(Retry::Safe), "again before the next is there, and after");
+    }
+    let new = get(&source).await.expect("a token").generation();
+    assert!(new > old);
+    assert_eq!(source.clone().reject(old), Some(Retry::Safe));
+    assert_eq!((text(&source).await.as_str(), endpoint.fetches()), ("t2", 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_platform_that_refuses_every_token_is_believed() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(lives(900));
+    assert_eq!(retry(&call(&source, |_| Err(refused().into())).await), Some(Retry::Safe));
+    for _ in 0..10 {
+        assert_eq!(retry(&call(&source, |_| Err(refused().into())).await), Some(Retry::Never), "the second is final");
+    }
+    assert_eq!(endpoint.fetches(), 2);
+    advance(SECOND).await;
+    assert_eq!(retry(&call(&source, |_| Err(refused().into())).await), Some(Retry::Safe), "time may have healed it");
+    assert_eq!(retry(&call(&source, |_| Err(refused().into())).await), Some(Retry::Never));
+    assert_eq!(endpoint.fetches(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bare_401_and_a_hint_on_an_answer_renew_the_token_too() {
+    let hint = || Response::builder().header("x-refresh-token", "1").body(()).expect("a response");
+    for answer in [&(|| answered(401)) as &dyn Fn() -> Response<()>, &hint] {
+        let endpoint = Endpoint::default();
+        let source = endpoint.source(lives(900));
+        let response = call(&source, |_| Ok(answer())).await.expect("handed on as it came");
+        assert_eq!(response.status(), answer().status());
+        assert_eq!((text(&source).await.as_str(), endpoint.fetches()), ("t2", 2));
+        for _ in 0..10 {
+            call(&source, |_| Ok(answer())).await.expect("handed on");
+        }
+        assert_eq!(endpoint.fetches(), 2, "at most once per cool-down");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_outcomes_leave_the_token_alone() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(lives(900));
+    for kind in Kind::ALL.iter().filter(|kind| **kind != Kind::Unauthenticated) {
+        let outcome = call(&source, |_| Err(Error::new(*kind, "other").into())).await;
+        assert_eq!(retry(&outcome), Some(kind.retry()));
+    }
+    for status in [200, 400, 403, 407, 429, 500] {
+        assert_eq!(call(&source, |_| Ok(answered(status))).await.expect("handed on").status(), status);
+    }
+    assert!(call(&source, |_| Err("of another make".into())).await.is_err());
+    assert_eq!((text(&source).await.as_str(), endpoint.fetches()), ("t1", 1));
+}
+
+#[derive(Debug)]
+struct Outer(Error);
+
+impl fmt::Display for Outer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("outer")
+    }
+}
+
+impl StdError for Outer {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_found_behind_another_error_and_nothing_of_it_is_lost() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(lives(900));
+    let refusal = || refused().with_retry_after(SECOND);
+    let outcome = call(&source, |_| Err(Outer(refusal()).into())).await;
+    assert_eq!(retry(&outcome), Some(Retry::Safe));
+    let error = outcome.expect_err("refused").downcast::<Error>().expect("in front");
+    assert_eq!((error.kind(), error.reason(), error.message()), (Kind::Unauthenticated, "token_invalid", "no"));
+    assert_eq!((error.platform(), error.retry_after()), (refusal().platform(), Some(SECOND)));
+    assert_eq!(error.source().map(ToString::to_string).as_deref(), Some("outer"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_prints_a_token() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(|_, _| Token::bearer("pat_tell_nobody"));
+    let token = get(&source).await.expect("a token");
+    let fixed = Static::new("pat_tell_nobody").expect("valid");
+    let policy = Bearer::new(source.clone());
+    let decision = policy.authorize(Request::new(()));
+    let shown = format!("{token:?} {fixed:?} {source:?} {policy:?} {decision:?} {:?}", Bearer::new(fixed.clone()));
+    assert!(!shown.contains("tell_nobody"), "{shown}");
+}
