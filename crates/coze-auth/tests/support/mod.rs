@@ -32,7 +32,7 @@ pub(crate) enum Step {
     Endless,
 }
 
-/// A body that follows a script. Without a declared size, unless told.
+/// A body that follows a script. Without a declared size, unless told. A test in which it waits has `start_paused = true`.
 #[derive(Default)]
 pub(crate) struct Script {
     steps: VecDeque<Step>,
