@@ -163,6 +163,23 @@ async fn outbound_has_names_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_route_method_and_outcome_has_a_series_of_its_own() {
+    let (world, policy) = (World::new(), Inbound::new(["/a", "/b", "/c"]).expect("valid"));
+    for path in ["/a", "/b", "/c", "/d"] {
+        for method in [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH] {
+            for status in [200, 302, 404, 500] {
+                let answer = response(status, Script::default().tells_its_end());
+                let _ = send(policy.clone(), request(method.clone(), path), Ok(answer)).await;
+            }
+            let _ = send(policy.clone(), request(method, path), Err("broken".into())).await;
+        }
+    }
+    let counts = world.series("coze_http_server_requests_total");
+    assert_eq!(counts.len(), 4 * 5 * 5);
+    assert!(counts.values().all(|count| *count == [1.0]), "{counts:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_policy_may_leave_a_request_unobserved() {
     let world = World::new();
     let nothing = |_: &mut Parts, _: &Context, _| None;
