@@ -125,6 +125,11 @@ pub struct Limit {
     pub reset: Duration,
 }
 
+impl Limit {
+    /// The name of the limit that the platform tells of, as opposed to our own.
+    pub const PLATFORM: &str = "platform";
+}
+
 impl Error {
     /// An error of `kind`. The `reason` is a stable snake-case name of the cause, for logs, labels and machines.
     #[must_use]
