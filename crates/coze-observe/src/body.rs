@@ -4,7 +4,6 @@ use std::{
 };
 
 use bytes::Buf;
-use coze_core::BoxError;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -31,21 +30,21 @@ impl<B> ResponseBody<B> {
 impl<B> Body for ResponseBody<B>
 where
     B: Body,
-    B::Error: Into<BoxError>,
+    B::Error: 'static,
 {
     type Data = B::Data;
-    type Error = BoxError;
+    type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+    fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let mut this = self.project();
         let frame = {
             let _entered = this.record.as_ref().map(Record::enter);
-            ready!(this.inner.as_mut().poll_frame(task)).map(|frame| frame.map_err(Into::into))
+            ready!(this.inner.as_mut().poll_frame(task))
         };
         if let Some(mut record) = this.record.take() {
             match &frame {
                 None => record.complete(),
-                Some(Err(error)) => record.fail(&**error),
+                Some(Err(error)) => record.fail(error),
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
                         record.data(data.remaining());

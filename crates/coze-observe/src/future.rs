@@ -4,7 +4,6 @@ use std::{
     task::{Context as Task, Poll, ready},
 };
 
-use coze_core::BoxError;
 use http::Response;
 use http_body::Body;
 use pin_project_lite::pin_project;
@@ -33,15 +32,15 @@ impl<F, B, E> Future for ResponseFuture<F>
 where
     F: Future<Output = Result<Response<B>, E>>,
     B: Body,
-    E: Into<BoxError>,
+    E: 'static,
 {
-    type Output = Result<Response<ResponseBody<B>>, BoxError>;
+    type Output = Result<Response<ResponseBody<B>>, E>;
 
     fn poll(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let answer = {
             let _entered = this.record.as_ref().map(Record::enter);
-            ready!(this.inner.poll(task)).map_err(Into::into)
+            ready!(this.inner.poll(task))
         };
         let record = this.record.take();
         Poll::Ready(match answer {
@@ -51,7 +50,7 @@ where
             }
             Err(error) => {
                 if let Some(record) = record {
-                    record.fail(&*error);
+                    record.fail(&error);
                 }
                 Err(error)
             }

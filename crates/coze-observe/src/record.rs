@@ -1,12 +1,12 @@
 use std::{
-    error::Error as StdError,
+    any::Any,
     fmt,
     str::FromStr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use coze_core::{BotId, Context, Error, Kind, RequestId, TenantId};
+use coze_core::{BotId, BoxError, Context, Error, Kind, RequestId, TenantId};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_LENGTH, request::Parts};
 use http_body::Body;
 use tracing::span::{Entered, Span};
@@ -101,10 +101,13 @@ impl Record {
         self.outcome = self.head.map(|head| Outcome::of(head.status));
     }
 
-    /// The inner service failed, or its body.
-    pub(crate) fn fail(mut self, error: &(dyn StdError + 'static)) {
+    /// The inner service failed, or its body. The error may be of any type, so that it can be handed on as it is: our own is
+    /// found where layers put it, bare or in a box.
+    pub(crate) fn fail(mut self, error: &dyn Any) {
         self.outcome = Some(Outcome::Error);
-        self.failure = Error::find(error).map(|error| (error.kind(), error.reason()));
+        let boxed = || error.downcast_ref::<BoxError>().and_then(|error| Error::find(&**error));
+        let found = error.downcast_ref::<Error>().or_else(boxed);
+        self.failure = found.map(|error| (error.kind(), error.reason()));
     }
 
     fn elapsed(&self) -> Duration {

@@ -3,7 +3,7 @@ use std::{
     time::Instant,
 };
 
-use coze_core::{BoxError, Context};
+use coze_core::Context;
 use http::{Request, Response};
 use http_body::Body;
 use tower_service::Service;
@@ -11,6 +11,8 @@ use tower_service::Service;
 use crate::{Policy, Record, ResponseBody, ResponseFuture};
 
 /// A service that keeps a record of each request, from its arrival to the end of its answer's body.
+///
+/// It adds no failure, so its error is the inner service's: around `coze-errmap` that is `Infallible`, as routers ask for.
 #[derive(Clone, Debug)]
 pub struct Observe<S, P> {
     inner: S,
@@ -27,16 +29,16 @@ impl<S, P> Observe<S, P> {
 impl<S, P, B, R> Service<Request<B>> for Observe<S, P>
 where
     S: Service<Request<B>, Response = Response<R>>,
-    S::Error: Into<BoxError>,
+    S::Error: 'static,
     P: Policy,
     R: Body,
 {
     type Response = Response<ResponseBody<R>>;
-    type Error = BoxError;
+    type Error = S::Error;
     type Future = ResponseFuture<S::Future>;
 
-    fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(task).map_err(Into::into)
+    fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(task)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {

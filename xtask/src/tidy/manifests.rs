@@ -11,11 +11,11 @@ const BASE: [&str; 9] =
 
 /// The layer crates, and what each one's duty needs besides.
 const LAYERS: [(&str, &[&str]); 6] = [
-    ("coze-auth", &[]),
-    ("coze-errmap", &[]),
-    ("coze-observe", &[]),
-    ("coze-ratelimit", &[]),
-    ("coze-retry", &[]),
+    ("coze-auth", &["arc-swap", "hex", "hmac", "sha1", "sha2", "subtle"]),
+    ("coze-errmap", &["base64", "httpdate", "prost", "serde", "serde_json"]),
+    ("coze-observe", &["fastrand", "matchit", "metrics"]),
+    ("coze-ratelimit", &["indexmap", "smallvec"]),
+    ("coze-retry", &["fastrand", "httpdate"]),
     ("coze-tenant", &[]),
 ];
 
