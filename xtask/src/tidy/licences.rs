@@ -4,12 +4,13 @@ use super::Violation;
 use crate::step::{Outcome, cargo, output};
 
 /// Permissive licences: whoever uses our crates takes on no duty but to name the authors.
-const ALLOWED: [&str; 11] = [
+const ALLOWED: [&str; 12] = [
     "0BSD",
     "Apache-2.0",
     "Apache-2.0 WITH LLVM-exception",
     "BSD-2-Clause",
     "BSD-3-Clause",
+    "BSL-1.0",
     "CC0-1.0",
     "CDLA-Permissive-2.0",
     "ISC",
