@@ -1,0 +1,137 @@
+use std::{borrow::Cow, fmt, sync::Arc};
+
+use coze_core::{Context, TenantId};
+use http::request::Parts;
+use indexmap::Equivalent;
+
+use crate::Quota;
+
+/// One limit among those that a request must all pass: its name, whose requests count together, and their quota.
+///
+/// The name goes into errors, the context and metrics; give each level its own.
+#[derive(Clone, Debug)]
+pub struct Level {
+    pub(crate) name: &'static str,
+    pub(crate) quota: Quota,
+    pub(crate) max_keys: usize,
+    keys: Keys,
+}
+
+/// Whose requests count together.
+#[derive(Clone)]
+enum Keys {
+    Everybody,
+    Bot,
+    Tenant,
+    User,
+    Custom(Arc<Extract>),
+}
+
+type Extract = dyn for<'a> Fn(&'a Parts, &'a Context) -> Option<Cow<'a, str>> + Send + Sync;
+
+impl Level {
+    /// One quota for all requests together.
+    #[must_use]
+    pub fn global(name: &'static str, quota: impl Into<Quota>) -> Self {
+        Self { max_keys: 0, ..Self::new(name, quota, Keys::Everybody) }
+    }
+
+    /// A quota for each bot of the context. Does not apply to a request without a bot.
+    #[must_use]
+    pub fn per_bot(name: &'static str, quota: impl Into<Quota>) -> Self {
+        Self::new(name, quota, Keys::Bot)
+    }
+
+    /// A quota for each tenant of the context. Does not apply to a request without a tenant.
+    #[must_use]
+    pub fn per_tenant(name: &'static str, quota: impl Into<Quota>) -> Self {
+        Self::new(name, quota, Keys::Tenant)
+    }
+
+    /// A quota for each user of the context. Does not apply to a request without a user.
+    ///
+    /// Callers choose the ids of users, so the same id under two tenants means two users.
+    #[must_use]
+    pub fn per_user(name: &'static str, quota: impl Into<Quota>) -> Self {
+        Self::new(name, quota, Keys::User)
+    }
+
+    /// A quota for each key that `key` finds in a request. Does not apply where it finds none: a caller who leaves out what
+    /// the key is made of is then not limited here.
+    ///
+    /// A borrowed key costs no allocation. Keys of more than 256 bytes share one quota.
+    #[must_use]
+    pub fn per_key(
+        name: &'static str,
+        quota: impl Into<Quota>,
+        key: impl for<'a> Fn(&'a Parts, &'a Context) -> Option<Cow<'a, str>> + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(name, quota, Keys::Custom(Arc::new(key)))
+    }
+
+    /// How many keys are remembered at most, default 65 536; a key takes about 250 bytes.
+    ///
+    /// A key whose quota is full again is forgotten when it has not been used for a minute, or at once if another one needs
+    /// its place. Each new key looks at four remembered ones to find such. While there is no room, all new keys share one
+    /// quota among them; a key that then gets a place of its own starts with a full one. At 0 all requests share one quota.
+    #[must_use]
+    pub fn max_keys(self, max_keys: usize) -> Self {
+        Self { max_keys, ..self }
+    }
+
+    fn new(name: &'static str, quota: impl Into<Quota>, keys: Keys) -> Self {
+        Self { name, quota: quota.into(), max_keys: 65_536, keys }
+    }
+
+    /// Whose quota the request takes; `None` where the level does not apply.
+    pub(crate) fn key<'a>(&'a self, parts: &'a Parts, context: &'a Context) -> Option<KeyRef<'a>> {
+        let id = match &self.keys {
+            Keys::Everybody => Cow::Borrowed(""),
+            Keys::Bot => Cow::Borrowed(context.bot.get()?.as_str()),
+            Keys::Tenant => Cow::Borrowed(context.tenant.get()?.as_str()),
+            Keys::User => {
+                return Some(KeyRef { tenant: context.tenant.get(), id: Cow::Borrowed(context.user.get()?.as_str()) });
+            }
+            Keys::Custom(extract) => extract(parts, context)?,
+        };
+        Some(KeyRef { tenant: None, id })
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Everybody => "Everybody",
+            Self::Bot => "Bot",
+            Self::Tenant => "Tenant",
+            Self::User => "User",
+            Self::Custom(_) => "Custom",
+        })
+    }
+}
+
+/// A key as found in a request: borrowed, so that looking up a known one copies nothing.
+#[derive(Clone, Debug, Hash)]
+pub(crate) struct KeyRef<'a> {
+    pub(crate) tenant: Option<&'a TenantId>,
+    pub(crate) id: Cow<'a, str>,
+}
+
+/// A key that is remembered. Fields and their order are those of [`KeyRef`], so that both hash alike.
+#[derive(PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    tenant: Option<TenantId>,
+    id: Box<str>,
+}
+
+impl From<&KeyRef<'_>> for Key {
+    fn from(key: &KeyRef<'_>) -> Self {
+        Self { tenant: key.tenant.cloned(), id: (*key.id).into() }
+    }
+}
+
+impl Equivalent<Key> for KeyRef<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        *self.id == *key.id && self.tenant == key.tenant.as_ref()
+    }
+}
