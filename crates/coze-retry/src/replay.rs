@@ -1,0 +1,231 @@
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context as Task, Poll, ready},
+};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+
+/// A body in more frames is not kept either: each costs some bytes besides its own.
+const MAX_FRAMES: usize = 1024;
+
+/// The request body that reaches the inner service: the original one, kept while it is read, or kept frames again and then
+/// the rest of the original.
+///
+/// What is kept are references to the frames, no copies. Where there is too much of it, it goes on as it comes.
+pub struct ReplayBody<B>(Inner<B>);
+
+enum Inner<B> {
+    /// Nothing to send, so nothing to keep.
+    Empty,
+    /// Sent once, as it is.
+    Once(B),
+    Kept(Reader<B>),
+}
+
+/// What the retry keeps of the request body, to make another one when the attempt before gave it back. `None` is the empty body.
+pub(crate) struct Replay<B>(Option<Home<B>>);
+
+/// Where the record is while no attempt has it. An attempt's body takes it along and brings it back when dropped, so that
+/// there is never more than one reader, and no lock is held while the original is polled.
+type Home<B> = Arc<Mutex<Option<Record<B>>>>;
+
+/// What was read of the original body, and what is left of it.
+struct Record<B> {
+    frames: Vec<Bytes>,
+    trailers: Option<HeaderMap>,
+    /// The original, until its end.
+    rest: Option<B>,
+    /// How many bytes may still be kept.
+    room: u64,
+    /// Something was read and not kept: this is no longer the whole body.
+    lost: bool,
+}
+
+/// Reads a record from its beginning, and goes on with the rest of the original.
+struct Reader<B> {
+    home: Home<B>,
+    /// Here until dropped.
+    record: Option<Record<B>>,
+    /// The next frame to repeat.
+    next: usize,
+    /// The bytes in the frames to repeat.
+    bytes: u64,
+    /// The trailers were sent.
+    done: bool,
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
+    /// Keeps at most `cap` bytes of `body` while it is read.
+    pub(crate) fn new(body: B, cap: u64) -> (Self, ReplayBody<B>) {
+        if body.is_end_stream() {
+            return (Self(None), ReplayBody(Inner::Empty));
+        }
+        // Of a body that is too large for sure not even the beginning is kept. It can still be sent again unread.
+        let room = if body.size_hint().lower() > cap { 0 } else { cap };
+        let record = Record { frames: Vec::new(), trailers: None, rest: Some(body), room, lost: false };
+        let home = Home::default();
+        let reader = Reader::new(record, home.clone());
+        (Self(Some(home)), ReplayBody(Inner::Kept(reader)))
+    }
+
+    /// Is it clear already that there is no other body to be had?
+    pub(crate) fn is_lost(&self) -> bool {
+        self.0.as_ref().is_some_and(|home| lock(home).as_ref().is_some_and(|record| record.lost))
+    }
+
+    /// The body once more, if it is complete and the attempt before has given it back.
+    pub(crate) fn again(&self) -> Option<ReplayBody<B>> {
+        let Some(home) = &self.0 else { return Some(ReplayBody(Inner::Empty)) };
+        let record = lock(home).take_if(|record| !record.lost)?;
+        Some(ReplayBody(Inner::Kept(Reader::new(record, home.clone()))))
+    }
+}
+
+impl<B> ReplayBody<B> {
+    pub(crate) fn once(body: B) -> Self {
+        Self(Inner::Once(body))
+    }
+}
+
+impl<B> Record<B> {
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        if self.lost {
+            return;
+        }
+        let size = match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) => data.len(),
+            (_, Some(trailers)) => trailers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum(),
+            _ => return self.lose(),
+        };
+        let room = self.room.checked_sub(size as u64);
+        match (room, frame.data_ref()) {
+            (Some(_), Some(data)) if data.is_empty() => {}
+            (Some(room), Some(data)) if self.frames.len() < MAX_FRAMES => {
+                self.room = room;
+                self.frames.push(data.clone());
+            }
+            (Some(_), None) => self.trailers = frame.trailers_ref().cloned(),
+            _ => self.lose(),
+        }
+    }
+
+    fn lose(&mut self) {
+        self.frames = Vec::new();
+        self.lost = true;
+    }
+}
+
+impl<B> Reader<B> {
+    fn new(record: Record<B>, home: Home<B>) -> Self {
+        let bytes = record.frames.iter().map(|frame| frame.len() as u64).sum();
+        Self { home, record: Some(record), next: 0, bytes, done: false }
+    }
+
+    fn record(&self) -> &Record<B> {
+        self.record.as_ref().expect("the record is here until the reader is dropped")
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Reader<B> {
+    fn poll_frame(&mut self, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let record = self.record.as_mut().expect("the record is here until the reader is dropped");
+        if let Some(frame) = record.frames.get(self.next) {
+            self.next += 1;
+            self.bytes -= frame.len() as u64;
+            return Poll::Ready(Some(Ok(Frame::data(frame.clone()))));
+        }
+        let Some(rest) = &mut record.rest else {
+            let trailers = record.trailers.as_ref().filter(|_| !self.done);
+            self.done = true;
+            return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers.clone()))));
+        };
+        let frame = ready!(Pin::new(&mut *rest).poll_frame(task));
+        match &frame {
+            Some(Ok(frame)) => {
+                // Nothing follows the trailers.
+                let ended = rest.is_end_stream() || frame.is_trailers();
+                self.done = frame.is_trailers();
+                if ended {
+                    record.rest = None;
+                }
+                // An answer that was handed on is final: what came of the body until then need not be kept.
+                if Arc::strong_count(&self.home) == 1 {
+                    record.lose();
+                }
+                record.keep(frame);
+                self.next = record.frames.len();
+            }
+            Some(Err(_)) => record.lose(),
+            None => record.rest = None,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let record = self.record();
+        self.next == record.frames.len()
+            && match &record.rest {
+                Some(rest) => rest.is_end_stream(),
+                None => self.done || record.trailers.is_none(),
+            }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.record().rest.as_ref().map_or(SizeHint::with_exact(0), B::size_hint);
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(self.bytes));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(self.bytes));
+        }
+        hint
+    }
+}
+
+impl<B> Drop for Reader<B> {
+    fn drop(&mut self) {
+        *lock(&self.home) = self.record.take();
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for ReplayBody<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        match &mut self.get_mut().0 {
+            Inner::Empty => Poll::Ready(None),
+            Inner::Once(body) => Pin::new(body).poll_frame(task),
+            Inner::Kept(reader) => reader.poll_frame(task),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Inner::Empty => true,
+            Inner::Once(body) => body.is_end_stream(),
+            Inner::Kept(reader) => reader.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Inner::Empty => SizeHint::with_exact(0),
+            Inner::Once(body) => body.size_hint(),
+            Inner::Kept(reader) => reader.size_hint(),
+        }
+    }
+}
+
+impl<B> fmt::Debug for ReplayBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplayBody").finish_non_exhaustive()
+    }
+}
+
+fn lock<B>(home: &Home<B>) -> MutexGuard<'_, Option<Record<B>>> {
+    home.lock().unwrap_or_else(PoisonError::into_inner)
+}

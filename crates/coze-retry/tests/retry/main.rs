@@ -1,0 +1,8 @@
+//! The retry layer over an inner service that does as it is told.
+
+mod body;
+mod contract;
+mod deadline;
+mod safety;
+mod support;
+mod table;
