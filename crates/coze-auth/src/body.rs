@@ -138,6 +138,13 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_body_with_trailers_has_not_ended() {
+        let mut body = VerifiedBody::default();
+        body.set_trailers(HeaderMap::new());
+        assert_eq!((body.is_end_stream(), body.size_hint().exact()), (false, Some(0)));
+    }
+
+    #[test]
     fn the_content_is_not_printed() {
         assert_eq!(format!("{:?}", body(&[b"secret".to_vec()])), "VerifiedBody { len: 6, .. }");
     }

@@ -239,7 +239,6 @@ impl<F> Drop for Flight<F> {
         let landed = match outcome {
             Ok(token) => {
                 state.generation += 1;
-                state.failure = None;
                 let token = token.with_generation(state.generation);
                 let (ends, is_second) = (self.ends(&token, now), mem::take(&mut state.was_refused));
                 let current = Current { token: token.clone(), since: now, ends, is_second };
