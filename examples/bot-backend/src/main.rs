@@ -1,2 +1,65 @@
-//! Under construction.
-fn main() {}
+//! The program: see the library.
+
+use std::{iter::successors, process::ExitCode};
+
+use bot_backend::{
+    Bot,
+    cli::{Cli, Command, DEV_BOT, Serve},
+    logs,
+};
+use clap::Parser;
+use coze_core::{BoxError, redact};
+use tokio::signal;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let ended = match Cli::parse().command {
+        Command::Serve(arguments) => serve(&arguments).await,
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes: Vec<_> = successors(Some(&*error as &dyn std::error::Error), |e| (*e).source())
+                .map(ToString::to_string)
+                .collect();
+            eprintln!("bot-backend: {}", redact(&causes.join(": ")));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(arguments: &Serve) -> Result<(), BoxError> {
+    let (config, made_up_key) = arguments.configure()?;
+    logs::init(config.log);
+    let bot = Bot::start(&config, arguments.echo).await?;
+    println!("listening on {}", bot.url());
+    if let Some(key) = made_up_key {
+        println!("the bot {DEV_BOT:?} takes messages signed with the key {key}, until this process ends:");
+        println!();
+        println!(
+            "  body='{{\"bot_id\":\"{DEV_BOT}\",\"conversation_id\":\"c1\",\"user_id\":\"u1\",\"content\":\"hello\"}}'"
+        );
+        println!("  signature=$(printf %s \"$body\" | openssl dgst -sha256 -hmac {key} -r | cut -d' ' -f1)");
+        println!("  curl -sS {}/webhook -H \"X-Signature: $signature\" -d \"$body\"", bot.url());
+    }
+    asked_to_stop().await?;
+    tokio::select! {
+        _ = bot.stop() => Ok(()),
+        again = asked_to_stop() => again.and(Err("stopped at once, at the second signal".into())),
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn asked_to_stop() -> Result<(), BoxError> {
+    #[cfg(unix)]
+    {
+        let mut terminate = signal::unix::signal(signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = signal::ctrl_c() => interrupted?,
+            _ = terminate.recv() => {}
+        }
+    }
+    #[cfg(not(unix))]
+    signal::ctrl_c().await?;
+    Ok(())
+}

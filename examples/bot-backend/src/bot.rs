@@ -1,0 +1,119 @@
+//! The service as a whole: built from its configuration, started, stopped.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, routing};
+use coze_auth::Static;
+use coze_core::{Error, Kind};
+use http::{HeaderValue, Response, header};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    app::{Answerer, App},
+    config::Config,
+    metrics,
+    ready::Readiness,
+    server::Server,
+    service_account,
+    sessions::Sessions,
+    stack,
+    store::Store,
+};
+
+/// A service that runs, until [`Bot::stop`]. Dropped without that, it runs on.
+#[derive(Debug)]
+pub struct Bot {
+    app: Arc<App>,
+    server: Server,
+    url: String,
+    drain_timeout: Duration,
+}
+
+impl Bot {
+    /// Opens the storage and begins to listen. With `echo` the service answers by itself, and the platform is not used.
+    ///
+    /// # Errors
+    /// When there is no bot or no way to authenticate to the platform, when the storage of the conversations cannot be
+    /// opened, or the address not be listened on. The message says what to do about it.
+    pub async fn start(config: &Config, echo: bool) -> Result<Self, Error> {
+        let metrics = metrics::recorder();
+        let app = Arc::new(App {
+            store: Store::open(&config.storage.conversations).await?,
+            sessions: Sessions::open(&config.storage.sessions)?,
+            answerer: if echo { Answerer::Echo } else { answerer(config)? },
+            bots: config.bots.iter().map(|bot| (bot.id.clone(), bot.clone())).collect(),
+            request_timeout: config.http.request_timeout,
+            silence_timeout: config.platform.silence_timeout,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        let platform = (!echo).then(|| (config.platform.url.host().to_owned(), config.platform.url.port()));
+        let routes = stack::routes(config, &app)?
+            .merge(probes(Arc::new(Readiness::new(app.clone(), platform)), metrics.clone()));
+        let server = Server::start(config.listen, &config.http, routes).await.map_err(|e| {
+            Error::new(Kind::Precondition, "listen").with_message(format!("cannot listen on {}: {e}", config.listen))
+        })?;
+        if let Some(handle) = metrics {
+            tokio::spawn(metrics::upkeep(handle, app.stop.clone()));
+        }
+        let url = format!("http://{}", server.address());
+        tracing::info!(%url, bots = app.bots.len(), echo, "the bot listens");
+        Ok(Self { app, server, url, drain_timeout: config.http.drain_timeout })
+    }
+
+    /// Where it listens, such as `http://127.0.0.1:8080`.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What is stored.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.app.store
+    }
+
+    /// Stops accepting, finishes what was accepted (at most for the drain timeout), closes the storage. Says whether
+    /// everything came to its end by itself.
+    pub async fn stop(self) -> bool {
+        let drained = self.server.stop(self.drain_timeout, &self.app.tasks, &self.app.stop).await;
+        self.app.stop.cancel();
+        if timeout(Duration::from_secs(5), self.app.store.close()).await.is_err() {
+            tracing::warn!("the database did not close in time");
+        }
+        tracing::info!(drained, "the bot has stopped");
+        drained
+    }
+}
+
+fn answerer(config: &Config) -> Result<Answerer, Error> {
+    let platform = match (&config.platform.token, &config.platform.service_account) {
+        (Some(token), _) => stack::platform(config, Static::new(token.expose())?)?,
+        (None, Some(account)) => stack::platform(config, service_account::tokens(&config.platform, account)?)?,
+        (None, None) => {
+            return Err(Error::new(Kind::Precondition, "no_credentials").with_message(
+                "nothing to authenticate to the platform with: set platform.token or platform.service_account, \
+                 or the environment variable BOT_PLATFORM_TOKEN",
+            ));
+        }
+    };
+    Ok(Answerer::Platform(platform))
+}
+
+fn probes(readiness: Arc<Readiness>, metrics: Option<PrometheusHandle>) -> Router {
+    Router::new()
+        .route("/healthz", routing::get(async || "ok\n"))
+        .route("/readyz", routing::get(async move || readiness.response().await))
+        .route(
+            "/metrics",
+            routing::get(async move || {
+                let text = metrics.map(|metrics| metrics.render()).unwrap_or_default();
+                let mut response = Response::new(axum::body::Body::from(text));
+                let media_type = HeaderValue::from_static("text/plain; version=0.0.4");
+                response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+                response
+            }),
+        )
+}

@@ -1,0 +1,25 @@
+#![doc = include_str!("../README.md")]
+
+pub mod cli;
+pub mod config;
+pub mod logs;
+pub mod message;
+pub mod store;
+
+mod answering;
+mod app;
+mod bot;
+mod callback;
+mod idle;
+mod metrics;
+mod platform;
+mod ready;
+mod server;
+mod service_account;
+mod sessions;
+mod sse;
+mod stack;
+mod transport;
+mod webhook;
+
+pub use bot::Bot;

@@ -1,0 +1,217 @@
+//! The platform's chat API (coze-platform.md §2.3, §7.2), over any service that takes HTTP requests.
+
+mod stream;
+mod wire;
+
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use coze_core::{BoxError, Context, Error, Kind};
+use coze_errmap::from_status;
+use http::{HeaderMap, Method, Request, Response, header};
+use http_body_util::{BodyExt, Full, Limited};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep_until};
+use tower::{ServiceExt, util::BoxCloneSyncService};
+use tower_service::Service;
+
+use crate::{config::BaseUrl, message::Usage};
+
+pub(crate) use stream::{ChatStream, Running, Step, cut};
+use wire::{Chat, Message, nonsense};
+
+/// Bytes of a JSON answer. A list of messages repeats the whole answer.
+const MAX_JSON: usize = 4 << 20;
+/// The platform allows one look at a chat in this time (coze-platform.md §2.3).
+const POLL: Duration = Duration::from_secs(1);
+
+/// The service that calls go through: the outbound stack.
+type Stack = BoxCloneSyncService<Request<Full<Bytes>>, Response<Body>, BoxError>;
+
+/// A client of the platform.
+#[derive(Clone, Debug)]
+pub(crate) struct Platform {
+    stack: Stack,
+    url: BaseUrl,
+}
+
+/// A question to a bot.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Question<'a> {
+    pub(crate) bot: &'a str,
+    pub(crate) user: &'a str,
+    /// The platform's conversation it belongs to; a new one without.
+    pub(crate) conversation: Option<&'a str>,
+    pub(crate) content: &'a str,
+}
+
+impl Platform {
+    /// A client that sends to `url` through `stack`.
+    pub(crate) fn new<S, B>(url: BaseUrl, stack: S) -> Self
+    where
+        S: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let stack = stack.map_response(|response: Response<B>| response.map(Body::new)).map_err(Into::into);
+        Self { stack: BoxCloneSyncService::new(stack), url }
+    }
+
+    /// Asks for a streamed answer.
+    pub(crate) async fn stream(&self, context: &Context, question: Question<'_>) -> Result<ChatStream, Error> {
+        let (path, body) = chat_request(question, true);
+        let response = self.send(context, Method::POST, &path, Some(body)).await?;
+        let logid = logid(response.headers());
+        // An error comes as JSON, although a stream was asked for.
+        if !is_event_stream(response.headers()) {
+            let error = match read::<Value>(response, logid.as_deref()).await {
+                Ok(_) => nonsense("the platform answered without the stream it was asked for"),
+                Err(error) => error,
+            };
+            return Err(error);
+        }
+        Ok(ChatStream { body: response.into_body(), logid, parser: Default::default(), input: Bytes::new() })
+    }
+
+    /// Asks for an answer that is fetched when it is there.
+    pub(crate) async fn create(&self, context: &Context, question: Question<'_>) -> Result<Running, Error> {
+        let (path, body) = chat_request(question, false);
+        let (chat, logid) = self.ask::<Chat>(context, Method::POST, &path, Some(body)).await?;
+        if let Some(Err(error)) = chat.verdict(logid.as_deref())? {
+            return Err(error);
+        }
+        if chat.id.is_empty() || chat.conversation_id.is_empty() {
+            return Err(nonsense("the platform did not say which chat it began"));
+        }
+        Ok(Running { conversation: chat.conversation_id, chat: chat.id })
+    }
+
+    /// Waits for the end of a chat, however long that is, with one look a second. The inner result is how it ended.
+    pub(crate) async fn wait(&self, context: &Context, running: &Running) -> Result<Result<Usage, Error>, Error> {
+        let path = format!("/v3/chat/retrieve?{}", ids(running));
+        loop {
+            let next = Instant::now() + POLL;
+            let (chat, logid) = self.ask::<Chat>(context, Method::GET, &path, None).await?;
+            if let Some(verdict) = chat.verdict(logid.as_deref())? {
+                return Ok(verdict);
+            }
+            sleep_until(next).await;
+        }
+    }
+
+    /// What the bot answered in a chat that is completed.
+    pub(crate) async fn answer(&self, context: &Context, running: &Running) -> Result<String, Error> {
+        let path = format!("/v3/chat/message/list?{}", ids(running));
+        let (messages, _) = self.ask::<Vec<Message>>(context, Method::GET, &path, None).await?;
+        Ok(messages.iter().filter(|m| m.is_answer()).map(|m| m.content.as_str()).collect())
+    }
+
+    /// Ends a chat that nobody waits for any more.
+    pub(crate) async fn cancel(&self, context: &Context, running: &Running) -> Result<(), Error> {
+        let body = json!({ "conversation_id": running.conversation, "chat_id": running.chat });
+        self.ask::<Value>(context, Method::POST, "/v3/chat/cancel", Some(body)).await.map(|_| ())
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        context: &Context,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<(T, Option<String>), Error> {
+        let response = self.send(context, method, path, body).await?;
+        let logid = logid(response.headers());
+        Ok((read(response, logid.as_deref()).await?, logid))
+    }
+
+    /// One call, with a context of its own: what becomes of it is not what becomes of the request it is for.
+    async fn send(
+        &self,
+        context: &Context,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<Response<Body>, Error> {
+        let uri = self.url.join(path).map_err(|e| Error::new(Kind::Internal, "platform_address").with_source(e))?;
+        let body = body.map(|body| Bytes::from(body.to_string()));
+        let mut request = Request::builder().method(method).uri(uri);
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let request = request
+            .extension(context.child())
+            .body(body.map(Full::new).unwrap_or_default())
+            .map_err(|e| Error::new(Kind::Internal, "platform_request").with_source(e))?;
+        let response = self.stack.clone().oneshot(request).await.map_err(typed)?;
+        if response.status().is_client_error() || response.status().is_server_error() {
+            // Where errmap is part of the stack it has seen to this.
+            return Err(from_status(response.status()));
+        }
+        Ok(response)
+    }
+}
+
+fn chat_request(question: Question<'_>, stream: bool) -> (String, Value) {
+    // An empty conversation id is an error on self-hosted platforms.
+    let path = match question.conversation {
+        Some(id) => format!("/v3/chat?conversation_id={}", encode(id)),
+        None => "/v3/chat".to_owned(),
+    };
+    let message = json!({ "role": "user", "type": "question", "content": question.content, "content_type": "text" });
+    let body = json!({
+        "bot_id": question.bot,
+        "user_id": question.user,
+        "stream": stream,
+        // Without it the platform refuses an answer that is no stream (4007).
+        "auto_save_history": true,
+        "additional_messages": [message],
+    });
+    (path, body)
+}
+
+fn ids(running: &Running) -> String {
+    format!("conversation_id={}&chat_id={}", encode(&running.conversation), encode(&running.chat))
+}
+
+/// Percent-encodes all but the characters that mean nothing in a URL (RFC 3986 §2.3).
+fn encode(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        out
+    })
+}
+
+async fn read<T: DeserializeOwned>(response: Response<Body>, logid: Option<&str>) -> Result<T, Error> {
+    let body = Limited::new(response.into_body(), MAX_JSON).collect().await;
+    let body = body.map_err(|e| nonsense("the platform's answer broke off or is too long").with_source(e))?;
+    wire::open(&body.to_bytes(), logid)
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    value.len() >= 17 && value[..17].eq_ignore_ascii_case(b"text/event-stream")
+}
+
+/// The platform's log id; the self-hosted edition has another name for it.
+fn logid(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get("x-tt-logid").or_else(|| headers.get("x-log-id"))?;
+    value.to_str().ok().map(str::to_owned)
+}
+
+/// The error of a layer, or of what lies below the layers.
+fn typed(error: BoxError) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => *error,
+        Err(error) => Error::new(Kind::Unavailable, "platform_unreachable")
+            .with_message("the platform cannot be reached")
+            .with_source(error),
+    }
+}

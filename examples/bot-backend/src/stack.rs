@@ -1,0 +1,175 @@
+//! The two stacks: around the handlers, and around the connection to the platform.
+
+use std::{any::Any, collections::HashMap, convert::Infallible, sync::Arc};
+
+use axum::{Router, body::Body, routing};
+use bytes::Bytes;
+use coze_auth::{AuthLayer, Bearer, Callback, Key, TokenSource, Webhook, WebhookKeys};
+use coze_core::{BotId, Context, Error, TenantId};
+use coze_errmap::{Classifier, ErrMapLayer, Responder};
+use coze_observe::{Inbound, ObserveLayer, Outbound};
+use coze_ratelimit::{Level, Limits, Policy as _, Quota, Rate, RateLimitLayer};
+use coze_retry::{RetryLayer, Standard};
+use coze_tenant::{Propagate, Registry, TenantLayer};
+use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http_body_util::Full;
+use tower::{ServiceBuilder, service_fn};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::{
+    app::App,
+    callback::{Callbacks, callback},
+    config::{self, Config, Secret},
+    message,
+    platform::Platform,
+    transport,
+    webhook::webhook,
+};
+
+/// The routes that the platform's and the callers' requests come to, each group within its stack.
+///
+/// # Errors
+/// When the configuration holds what a layer refuses, such as too many keys.
+pub(crate) fn routes(config: &Config, app: &Arc<App>) -> Result<Router, Error> {
+    let routes = ["/webhook", "/webhook/{bot_id}", "/callback", "/callback/{bot_id}"];
+    let observe = ObserveLayer::new(Inbound::new(routes)?);
+    let respond = ErrMapLayer::new(Responder::new().challenge(HeaderValue::from_static("Signature")));
+    let tenant = TenantLayer::new(tenants(config));
+
+    let messages = ServiceBuilder::new()
+        .layer(observe.clone())
+        .layer(respond.clone())
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(AuthLayer::new(signatures(config)?))
+        .layer(tenant.clone())
+        .layer(RateLimitLayer::new(limits(config)))
+        .service(service_fn({
+            let app = app.clone();
+            move |request| webhook(app.clone(), request)
+        }));
+    let events = ServiceBuilder::new()
+        .layer(observe.clone())
+        .layer(respond.clone())
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(AuthLayer::new(callbacks(config)?))
+        .layer(tenant)
+        .service(service_fn({
+            let app = app.clone();
+            move |request| callback(app.clone(), request)
+        }));
+    // Bare answers, of which errmap makes what the caller understands.
+    let other = |status: StatusCode, allow: Option<HeaderValue>| {
+        ServiceBuilder::new().layer(observe.clone()).layer(respond.clone()).service(service_fn(
+            move |_: Request<Body>| {
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = status;
+                response.headers_mut().extend(allow.clone().map(|allow| (header::ALLOW, allow)));
+                std::future::ready(Ok::<_, Infallible>(response))
+            },
+        ))
+    };
+    let not_post = other(StatusCode::METHOD_NOT_ALLOWED, Some(HeaderValue::from_static("POST")));
+    let messages = routing::post_service(messages).fallback_service(not_post.clone());
+    let events = routing::post_service(events).fallback_service(not_post);
+    Ok(Router::new()
+        .route("/webhook", messages.clone())
+        .route("/webhook/{bot_id}", messages)
+        .route("/callback", events.clone())
+        .route("/callback/{bot_id}", events)
+        .fallback_service(other(StatusCode::NOT_FOUND, None)))
+}
+
+/// A client of the platform whose calls bear tokens of `source`.
+///
+/// # Errors
+/// When the configuration holds what a layer refuses.
+pub(crate) fn platform<T>(config: &Config, source: T) -> Result<Platform, Error>
+where
+    T: TokenSource + Clone + Send + Sync + 'static,
+    T::Future: Send + 'static,
+{
+    let routes = ["/v3/chat", "/v3/chat/retrieve", "/v3/chat/message/list", "/v3/chat/cancel"];
+    let stack = ServiceBuilder::new()
+        .layer(ObserveLayer::new(Outbound::new(routes)?))
+        .layer(TenantLayer::new(Propagate::new()))
+        .layer(RetryLayer::new(Standard::new()))
+        .layer(RateLimitLayer::new(Limits::outbound(config.limits.app_qps)))
+        .layer(AuthLayer::new(Bearer::new(source)))
+        .layer(ErrMapLayer::new(Classifier::new()))
+        .service(transport::transport(config.platform.connect_timeout, config.platform.silence_timeout));
+    Ok(Platform::new(config.platform.url.clone(), stack))
+}
+
+fn signatures(config: &Config) -> Result<Webhook, Error> {
+    let keys = WebhookKeys::new();
+    for bot in &config.bots {
+        keys.set(&bot.id, secrets(&bot.webhook_keys)?)?;
+    }
+    Ok(Webhook::new(keys)
+        .path("/webhook")
+        .limit(config.http.body_limit.get())
+        .timeout(config.http.body_timeout)
+        .user(message::user))
+}
+
+fn callbacks(config: &Config) -> Result<Callbacks, Error> {
+    let mut bots = HashMap::new();
+    for bot in config.bots.iter().filter(|bot| !bot.verify_tokens.is_empty()) {
+        let policy = Callback::new(bot.id.as_str(), secrets(&bot.verify_tokens)?)?
+            .limit(config.http.body_limit.get())
+            .timeout(config.http.body_timeout);
+        bots.insert(bot.id.clone(), policy);
+    }
+    Ok(Callbacks::new("/callback", bots))
+}
+
+fn secrets(secrets: &[Secret]) -> Result<Vec<Key>, Error> {
+    secrets.iter().map(|secret| Key::new(secret.expose())).collect()
+}
+
+fn tenants(config: &Config) -> Registry {
+    let no_others: [TenantId; 0] = [];
+    config.bots.iter().fold(Registry::new(no_others), |registry, bot| registry.bot(bot.id.clone(), bot.tenant.clone()))
+}
+
+/// The platform's three limits. A bot with limits of its own shares those that are not its own with the others.
+fn limits(
+    config: &Config,
+) -> impl coze_ratelimit::Policy<Permit = coze_ratelimit::Permit> + Clone + Send + Sync + 'static {
+    let concurrency = |limit| Level::per_bot("bot", Quota::Concurrency(limit));
+    // At least a second apart for one a second.
+    let user = |limit| Level::per_user("user", Rate::per_second(limit).burst(limit));
+    let config::Limits { app_qps, bot_concurrency, user_per_second } = config.limits;
+    let shared = Limits::new()
+        .level(Level::global("app", Rate::per_second(app_qps)))
+        .level(concurrency(bot_concurrency))
+        .level(user(user_per_second));
+    let own: HashMap<BotId, Limits> = config
+        .bots
+        .iter()
+        .filter_map(|bot| {
+            let mut limits = shared.clone();
+            if let Some(limit) = bot.concurrency {
+                limits = limits.level(concurrency(limit));
+            }
+            if let Some(limit) = bot.user_per_second {
+                limits = limits.level(user(limit));
+            }
+            (bot.concurrency.is_some() || bot.user_per_second.is_some()).then(|| (bot.id.clone(), limits))
+        })
+        .collect();
+    let own = Arc::new(own);
+    move |parts: &Parts, context: &Context, now| {
+        let limits = context.bot.get().and_then(|bot| own.get(bot)).unwrap_or(&shared);
+        limits.check(parts, context, now)
+    }
+}
+
+/// A bare 500, of which errmap makes what the caller understands. What the panic says is for the log.
+fn panicked(panic: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(panic = text.unwrap_or("of another type"), "a request's handling panicked");
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response
+}

@@ -1,0 +1,72 @@
+use std::time::Duration;
+
+use coze_core::{Error, Kind};
+use sqlx::{AnyPool, Executor, any::AnyPoolOptions};
+
+use super::{Store, TIMEOUT};
+use crate::config::Secret;
+
+/// What brings a database from one version to the next, oldest first. Never changed, only added to.
+const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/1_start.sql")];
+
+impl Store {
+    /// Connects to the URL's database and brings its tables up to date; a file of SQLite is created if it is missing.
+    ///
+    /// # Errors
+    /// `conversations_open` ([`Kind::Precondition`]) when that cannot be done. The message does not show the URL.
+    pub async fn open(url: &Secret) -> Result<Self, Error> {
+        sqlx::any::install_default_drivers();
+        let url = url.expose();
+        let in_memory = url.contains(":memory:") || url.contains("mode=memory");
+        let is_sqlite = url.starts_with("sqlite:");
+        let url = match is_sqlite && !in_memory && !url.contains("mode=") {
+            true => format!("{url}{}mode=rwc", if url.contains('?') { "&" } else { "?" }),
+            false => url.to_owned(),
+        };
+        let mut options = AnyPoolOptions::new().acquire_timeout(TIMEOUT);
+        if in_memory {
+            // Such a database lives and dies with its connection.
+            options = options.max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None);
+        }
+        if is_sqlite {
+            options = options.after_connect(|connection, _| {
+                Box::pin(async move {
+                    // Readers and the writer do not wait for each other; a power cut may cost the last commits, not the file.
+                    let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 2000";
+                    connection.execute(sqlx::raw_sql(pragmas)).await.map(|_| ())
+                })
+            });
+        }
+        let pool = options.connect(&url).await.map_err(cannot)?;
+        for attempt in 1.. {
+            match migrate(&pool).await {
+                Ok(()) => break,
+                // Two nodes that start at the same time may both want to create the first table.
+                Err(_) if attempt < 3 => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(error) => return Err(cannot(error)),
+            }
+        }
+        Ok(Self { pool })
+    }
+}
+
+async fn migrate(pool: &AnyPool) -> sqlx::Result<()> {
+    pool.execute("CREATE TABLE IF NOT EXISTS migrations (version BIGINT PRIMARY KEY)").await?;
+    for (version, sql) in (1_i64..).zip(MIGRATIONS) {
+        let mut transaction = pool.begin().await?;
+        // Of two nodes the second waits here for the first.
+        let insert = "INSERT INTO migrations (version) VALUES ($1) ON CONFLICT (version) DO NOTHING";
+        let inserted = sqlx::query(insert).bind(version).execute(&mut *transaction).await?;
+        if inserted.rows_affected() == 1 {
+            transaction.execute(sqlx::raw_sql(sql)).await?;
+        }
+        transaction.commit().await?;
+    }
+    Ok(())
+}
+
+fn cannot(error: sqlx::Error) -> Error {
+    Error::new(Kind::Precondition, "conversations_open")
+        .with_message("the database of the conversations cannot be opened")
+        .with_source(error)
+}

@@ -1,0 +1,71 @@
+//! The way to the platform: a pool of connections, with a bound on each wait.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use coze_core::{BoxError, Error, Kind, Retry};
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use tokio::time::timeout;
+use tower_service::Service;
+
+/// Connections that wait for the next call, per host, and how long.
+const POOL: (usize, Duration) = (32, Duration::from_secs(60));
+
+/// A service that sends requests to the host they name. It knows `http` and `https`, HTTP/1.1 and HTTP/2.
+///
+/// It fails with `platform_unreachable` when no connection came about within `connect` (the request certainly did not run),
+/// `platform_silent` when the head of the answer did not come within `silence`, and `platform_connection` when the connection
+/// broke.
+pub(crate) fn transport<B>(
+    connect: Duration,
+    silence: Duration,
+) -> impl Service<
+    Request<B>,
+    Response = Response<Incoming>,
+    Error = Error,
+    Future: Future<Output = Result<Response<Incoming>, Error>> + Send + 'static,
+> + Clone
++ Send
++ Sync
++ 'static
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
+{
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(connect));
+    tcp.enforce_http(false);
+    let tls =
+        HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_all_versions().wrap_connector(tcp);
+    let client = Client::builder(TokioExecutor::new())
+        .pool_max_idle_per_host(POOL.0)
+        .pool_idle_timeout(POOL.1)
+        .pool_timer(TokioTimer::new())
+        .build(tls);
+    tower::service_fn(move |request: Request<B>| {
+        let answer = client.request(request);
+        async move {
+            match timeout(silence, answer).await {
+                Ok(Ok(response)) => Ok(response),
+                Ok(Err(error)) if error.is_connect() => Err(Error::new(Kind::Unavailable, "platform_unreachable")
+                    .with_message("the platform cannot be reached")
+                    .with_retry(Retry::Safe)
+                    .with_source(error)),
+                Ok(Err(error)) => Err(Error::new(Kind::Unavailable, "platform_connection")
+                    .with_message("the connection to the platform broke")
+                    .with_source(error)),
+                Err(_) => {
+                    Err(Error::new(Kind::Timeout, "platform_silent")
+                        .with_message("the platform did not answer in time"))
+                }
+            }
+        }
+    })
+}

@@ -1,0 +1,167 @@
+//! The configuration file: what it may say, and what is said about what it may not.
+
+use std::{path::Path, time::Duration};
+
+use bot_backend::config::{Config, LogFormat};
+
+const BOT: &str = "[[bots]]\nid = \"b1\"\ntenant = \"t1\"\nwebhook_keys = \"k\"\n";
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(text, Path::new("bot.toml")).map_err(|e| e.to_string())
+}
+
+/// What is wrong with this text in front of a good bot.
+fn wrong(text: &str) -> String {
+    parse(&format!("{text}\n{BOT}")).expect_err("wrong")
+}
+
+#[test]
+fn the_example_holds_every_default() {
+    let example = include_str!("../bot.toml");
+    // Secrets of the environment are given another way, as tests share theirs.
+    let example = example
+        .replace("{ env = \"BOT_PLATFORM_TOKEN\" }", "\"pat_1\"")
+        .replace("{ env = \"ACME_WEBHOOK_KEY\" }", "\"k\"");
+    let mut config = parse(&example).expect("the example is good");
+    assert_eq!(config.bots[0].id.as_str(), "7300000000000000001");
+    assert_eq!(config.platform.token.take().expect("given").expose(), "pat_1");
+    let defaults = Config { bots: config.bots.clone(), ..Config::default() };
+    assert_eq!(format!("{config:?}"), format!("{defaults:?}"));
+}
+
+#[test]
+fn the_commented_keys_of_the_example_are_good_too() {
+    let example: String = include_str!("../bot.toml")
+        .lines()
+        .filter(|line| !line.starts_with("token"))
+        .map(|line| match line.strip_prefix("# ") {
+            Some(key) if key.starts_with('[') || key.contains(" = ") && !key.starts_with("A secret") => {
+                format!("{key}\n")
+            }
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let example = example
+        .replace("{ env = \"ACME_WEBHOOK_KEY\" }", "[\"k1\", \"k2\"]")
+        .replace("{ env = \"ACME_VERIFY_TOKEN\" }", "\"v\"");
+    let config = parse(&example).expect("good");
+    assert!(config.platform.service_account.is_some() && config.bots[0].concurrency.is_some());
+    assert_eq!((config.bots[0].webhook_keys.len(), config.bots[0].verify_tokens.len()), (2, 1));
+}
+
+#[test]
+fn one_bot_is_enough() {
+    let config = parse(BOT).expect("good");
+    assert_eq!(
+        (config.limits.app_qps.get(), config.limits.bot_concurrency.get(), config.limits.user_per_second.get()),
+        (50, 10, 1)
+    );
+    assert_eq!(
+        (config.log, config.bots[0].stream, config.bots[0].platform_id().as_str()),
+        (LogFormat::Text, true, "b1")
+    );
+    let config = parse(&format!("http.header_timeout_seconds = 0.5\n{BOT}")).expect("good");
+    assert_eq!(config.http.header_timeout, Duration::from_millis(500));
+}
+
+#[test]
+fn a_secret_may_stand_in_a_file() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(&file, "from a file\n").expect("written");
+    let bot = BOT.replace("\"k\"", &format!("[{{ file = {:?} }}, \"k2\"]", file.path()));
+    let keys = parse(&bot).expect("good").bots.remove(0).webhook_keys;
+    assert_eq!(keys.iter().map(|key| key.expose()).collect::<Vec<_>>(), ["from a file", "k2"]);
+    assert!(!format!("{keys:?}").contains("from a file"));
+}
+
+#[test]
+fn a_message_names_file_line_key_and_what_was_expected() {
+    for (text, expected) in [
+        ("listen = \"nowhere\"", "bot.toml:1: listen: invalid socket address syntax"),
+        ("\n\nlisten = 7", "bot.toml:3: listen: invalid type: integer `7`, expected socket address"),
+        ("listn = \"x\"", "bot.toml:1: listn: unknown field `listn`, expected one of `listen`, `log`, `http`"),
+        ("[limits]\n\napp_qps = 0", "bot.toml:3: limits.app_qps: invalid value: integer `0`, expected a nonzero u32"),
+        ("[limits]\nuser_per_second = -1", "bot.toml:2: limits.user_per_second: invalid value: integer `-1`"),
+        ("[http]\nbody_limit = 0", "bot.toml:2: http.body_limit: invalid value: integer `0`"),
+        (
+            "[http]\nheader_timeout_seconds = 0",
+            "bot.toml:2: http.header_timeout_seconds: expected more than 0 and at most 86400 seconds",
+        ),
+        ("[http]\nbody_timeout_seconds = nan", "bot.toml:2: http.body_timeout_seconds: expected more than 0"),
+        (
+            "[http]\nidle_timeout_seconds = 60",
+            "bot.toml:2: http.idle_timeout_seconds: must be more than request_timeout_seconds",
+        ),
+        ("platform.url = \"api.coze.cn\"", "bot.toml:1: platform.url: expected http:// or https://, a host"),
+        ("platform.url = \"https://u:p@h\"", "bot.toml:1: platform.url: expected http:// or https://"),
+        ("platform.url = \"https://h/v3\"", "bot.toml:1: platform.url: expected http:// or https://"),
+        ("platform.token = \"\"", "bot.toml:1: platform.token: invalid length 0, expected a text that is not empty"),
+        ("platform.token = \"a b\"", "bot.toml:1: platform.token: expected visible ASCII"),
+        (
+            "platform.token = { env = \"BOT_BACKEND_NO_SUCH\" }",
+            "bot.toml:1: platform.token: the environment variable BOT_BACKEND_NO_SUCH is not set",
+        ),
+        ("platform.token = { file = \"/no/such\" }", "bot.toml:1: platform.token: cannot read the file /no/such: "),
+        (
+            "platform.token = { vault = \"x\" }",
+            "bot.toml:1: platform.token: unknown field `vault`, expected `env` or `file`",
+        ),
+        (
+            "[platform.service_account]\nclient_id = \"x\"",
+            "bot.toml:1: platform.service_account: missing field `key_id`",
+        ),
+        ("storage.conversations = \"mysql://x\"", "bot.toml:1: storage.conversations: expected sqlite://path"),
+        ("storage.sessions = \"x\"", "bot.toml:1: storage.sessions: expected memory or redis://"),
+        ("[[bots]]\nid = \"b0\"\nwebhook_keys = \"k\"", "bot.toml:1: bots[0]: missing field `tenant`"),
+        ("[[bots]]\nid = \"b0\"\ntenant = \"t\"", "bot.toml:1: bots[0]: missing field `webhook_keys`"),
+        (
+            "[[bots]]\nid = \"b 0\"\ntenant = \"t\"\nwebhook_keys = \"k\"",
+            "bot.toml:2: bots[0].id: bot id must be 1 to 128 bytes of visible ASCII",
+        ),
+        (
+            "[[bots]]\nid = \"b0\"\ntenant = \"t\"\nwebhook_keys = []",
+            "bot.toml:4: bots[0].webhook_keys: invalid length 0, expected",
+        ),
+        (
+            "[[bots]]\nid = \"b0\"\ntenant = \"t\"\nwebhook_keys = [\"1\",\"2\",\"3\",\"4\",\"5\"]",
+            "bot.toml:4: bots[0].webhook_keys: expected at most 4",
+        ),
+        (
+            "[[bots]]\nid = \"b1\"\ntenant = \"t\"\nwebhook_keys = \"k\"\n",
+            "bot.toml:7: bots[1].id: the bot b1 is there twice",
+        ),
+        (
+            "[[bots]]\nid = \"b0\"\ntenant = \"t\"\nwebhook_keys = 7",
+            "bot.toml:4: bots[0].webhook_keys: invalid type: integer `7`, expected a text that is not empty, { env",
+        ),
+        ("= 1", "bot.toml:1: "),
+        ("[http\n", "bot.toml:1: "),
+    ] {
+        let found = wrong(text);
+        assert!(found.starts_with(expected), "{text}\n{found}");
+    }
+    assert_eq!(parse("").expect_err("nothing"), "bot.toml: bots: expected at least one [[bots]] table");
+    let both = "platform.token = \"t\"\nplatform.service_account = { client_id = \"c\", key_id = \"k\", private_key_file = \"f\" }";
+    assert_eq!(wrong(both), "bot.toml:1: platform.token: there is a service_account too: keep one of them");
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = Config::load(Path::new("/no/such/bot.toml")).expect_err("not there").to_string();
+    assert!(error.starts_with("/no/such/bot.toml: cannot be read: "), "{error}");
+}
+
+#[test]
+fn no_message_shows_a_secret() {
+    for text in [
+        "platfrm_token = \"hush-hush\"",
+        "platform.tokens = \"hush-hush\"",
+        "platform.token = \"hush-hush\" nonsense",
+        "platform.token = \"hush-hush",
+        "storage.conversations = \"mysql://root:hush-hush@h\"",
+        "platform.url = \"https://root:hush-hush@h\"",
+    ] {
+        let found = wrong(text);
+        assert!(!found.contains("hush"), "{found}");
+    }
+}
