@@ -28,8 +28,8 @@ const MAX_MARGIN: Duration = Duration::from_secs(30);
 /// ([`Retry::Never`]): whatever became of the fetch, the request it was for did not run.
 ///
 /// A token the platform refuses is forgotten and another one fetched. If that one is refused too, within the cool-down, then
-/// the fault is not the token's: it stays, and the refusal is final. So a request is sent at most once more, and however the
-/// platform answers, tokens it refuses are renewed at most once per cool-down.
+/// the fault is not the token's: it stays, and the refusal is final. So however the platform answers, the tokens it refuses
+/// are renewed at most once per cool-down.
 ///
 /// ```
 /// use std::time::SystemTime;
