@@ -29,17 +29,17 @@ pub struct Call {
 }
 
 /// Runs the driver `tests/sdk/python/NAME.py` or `tests/sdk/js/NAME.mjs` against the platform at `url`. A driver gets the URL
-/// as its argument and prints `{"calls":[{"name","ok","got"}]}`.
+/// and the settings (JSON) as its arguments and prints `{"calls":[{"name","ok","got"}]}`.
 ///
 /// # Panics
 /// If the SDK is missing ([`part`]), or the driver fails, takes longer than two minutes or prints something else.
-pub async fn run_sdk(sdk: Sdk, name: &str, url: &str) -> Vec<Call> {
+pub async fn run_sdk(sdk: Sdk, name: &str, url: &str, settings: &Value) -> Vec<Call> {
     let (interpreter, script) = match sdk {
         Sdk::Python => (part("python3"), format!("sdk/python/{name}.py")),
         Sdk::Js => (part("node"), format!("sdk/js/{name}.mjs")),
     };
     let mut command = Command::new(interpreter);
-    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(&script)).arg(url);
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(&script)).arg(url).arg(settings.to_string());
     match sdk {
         // Without bytecode, which would land beside the drivers.
         Sdk::Python => command.env("PYTHONPATH", part("sdk-python")).env("PYTHONDONTWRITEBYTECODE", "1"),

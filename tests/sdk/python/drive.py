@@ -1,0 +1,236 @@
+"""Drives a platform through cozepy and prints what came of each call as one JSON object: {"calls":[{"name","ok","got"}]}.
+
+Usage: drive.py URL SETTINGS. First every call of coze-platform.md 7.2, then every bad answer of ../bad_answers.json. `got` says
+in the same words as drive.mjs what the SDK returned, or what it raised.
+"""
+
+import json
+import sys
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+from cozepy import Coze, DeviceOAuthApp, JWTOAuthApp, Message, PKCEOAuthApp, TokenAuth, ToolOutput, WebOAuthApp
+
+URL, SETTINGS = sys.argv[1], json.loads(sys.argv[2])
+BOT, WORKFLOW, CLIENT, SECRET = (SETTINGS[name] for name in ("bot", "workflow", "client_id", "client_secret"))
+BAD_ANSWERS = Path(__file__).parent.parent / "bad_answers.json"
+REDIRECT = "http://localhost/back"
+coze = Coze(auth=TokenAuth(SETTINGS["token"]), base_url=URL)
+calls = []
+
+
+def record(name, call):
+    """Makes one call and notes what came of it."""
+    try:
+        calls.append({"name": name, "ok": True, "got": call()})
+    except Exception as error:  # The SDK raises whatever it likes: that is what we are here to see.
+        got = {"type": type(error).__name__}
+        if hasattr(error, "code"):
+            got.update(code=error.code, logid=bool(error.logid))
+        calls.append({"name": name, "ok": False, "got": got})
+
+
+def ask(text="hello"):
+    return {"bot_id": BOT, "user_id": "user_1", "additional_messages": [Message.build_user_question_text(text)]}
+
+
+def finished():
+    """A chat that has its answer."""
+    return coze.chat.create_and_poll(**ask()).chat
+
+
+def shown(chat):
+    return {"status": chat.status.value, "has_ids": bool(chat.id and chat.conversation_id)}
+
+
+def kinds(messages):
+    return [f"{message.role.value}/{message.type.value}" for message in messages]
+
+
+def events(stream):
+    """The events of a chat stream, repetitions left out, and the text of its deltas."""
+    names, text = [], ""
+    for event in stream:
+        if event.event.value not in names:
+            names.append(event.event.value)
+        if event.event.value == "conversation.message.delta":
+            text += event.message.content
+    return {"events": names, "text": text}
+
+
+def workflow_events(stream):
+    names, text = [], ""
+    for event in stream:
+        names.append(event.event.value)
+        text += (event.message and event.message.content) or ""
+    return {"events": names, "text": text}
+
+
+def token(answer):
+    return {"has_token": bool(answer.access_token), "absolute": answer.expires_in > 1_000_000_000}
+
+
+def create():
+    return shown(coze.chat.create(**ask()))
+
+
+def stream(client=coze):
+    return events(client.chat.stream(**ask()))
+
+
+def retrieve():
+    chat = coze.chat.create(**ask())
+    return shown(coze.chat.retrieve(conversation_id=chat.conversation_id, chat_id=chat.id))
+
+
+def cancel():
+    chat = coze.chat.create(**ask())
+    return shown(coze.chat.cancel(conversation_id=chat.conversation_id, chat_id=chat.id))
+
+
+def messages(chat=None):
+    chat = chat or finished()
+    return kinds(coze.chat.messages.list(conversation_id=chat.conversation_id, chat_id=chat.id))
+
+
+def create_and_poll():
+    done = coze.chat.create_and_poll(**ask())
+    return {**shown(done.chat), "messages": kinds(done.messages), "tokens": done.chat.usage.token_count > 0}
+
+
+def asks_for_a_tool():
+    """A chat that waits for the output of a tool."""
+    return coze.chat.create_and_poll(**ask('tool:{"city":"Beijing"}')).chat
+
+
+def submit(stream):
+    chat = asks_for_a_tool()
+    needed = chat.required_action.submit_tool_outputs.tool_calls
+    outputs = [ToolOutput(tool_call_id=call.id, output="42") for call in needed]
+    ids = {"conversation_id": chat.conversation_id, "chat_id": chat.id}
+    answer = coze.chat.submit_tool_outputs(**ids, tool_outputs=outputs, stream=stream)
+    return events(answer) if stream else shown(answer)
+
+
+def conversation():
+    return coze.conversations.create(bot_id=BOT)
+
+
+def conversations_list():
+    made = conversation()
+    return {"found": made.id in [one.id for one in coze.conversations.list(bot_id=BOT)]}
+
+
+def conversation_messages():
+    made = conversation().id
+    added = coze.conversations.messages.create(conversation_id=made, content="hi", role="user", content_type="text")
+    found = coze.conversations.messages.list(conversation_id=made)
+    return {"found": added.id in [one.id for one in found], "has_more": found.has_more}
+
+
+def upload():
+    made = coze.files.upload(file=BAD_ANSWERS)
+    return {"file_name": made.file_name, "whole": made.bytes == BAD_ANSWERS.stat().st_size}
+
+
+def workflow():
+    run = coze.workflows.runs.create(workflow_id=WORKFLOW, parameters={"input": "hi"})
+    return {"is_json": isinstance(json.loads(run.data), dict), "has_debug_url": bool(run.debug_url)}
+
+
+def workflow_stream(client=coze):
+    return workflow_events(client.workflows.runs.stream(workflow_id=WORKFLOW, parameters={"input": "hi"}))
+
+
+def workspaces():
+    return {"some": len([one.name for one in coze.workspaces.list()]) > 0}
+
+
+def me():
+    return {"has_id": bool(coze.users.me().user_id)}
+
+
+def jwt():
+    key = SETTINGS["jwt"]
+    return token(JWTOAuthApp(key["client_id"], key["key"], key["key_id"], base_url=URL).get_access_token(ttl=900))
+
+
+def consent(url):
+    """The code that somebody gets who says yes to everything."""
+    while not url.startswith(REDIRECT):
+        url = str(httpx.get(url, follow_redirects=False).next_request.url)
+    return parse_qs(urlsplit(url).query)["code"][0]
+
+
+def web():
+    app = WebOAuthApp(CLIENT, SECRET, base_url=URL)
+    first = app.get_access_token(REDIRECT, consent(app.get_oauth_url(REDIRECT, "state")))
+    second = app.refresh_access_token(first.refresh_token)
+    return {**token(second), "rotated": first.refresh_token != second.refresh_token}
+
+
+def pkce():
+    app, verifier = PKCEOAuthApp(CLIENT, base_url=URL), "v" * 43
+    code = consent(app.get_oauth_url(REDIRECT, verifier, "S256", "state"))
+    return token(app.get_access_token(REDIRECT, code, verifier))
+
+
+def device(approved=True):
+    app = DeviceOAuthApp(CLIENT, base_url=URL)
+    code = app.get_device_code()
+    if approved:
+        httpx.post(f"{URL}/_sim/device/approve", json={"user_code": code.user_code}).raise_for_status()
+    return {**token(app.get_access_token(code.device_code)), "has_url": bool(code.verification_url)}
+
+
+NORMAL = {
+    "chat.create": create,
+    "chat.stream": stream,
+    "chat.retrieve": retrieve,
+    "chat.messages.list": messages,
+    "chat.cancel": cancel,
+    "chat.create_and_poll": create_and_poll,
+    "chat.submit_tool_outputs": lambda: submit(False),
+    "chat.submit_tool_outputs.stream": lambda: submit(True),
+    "bots.retrieve": lambda: {"bot_id": coze.bots.retrieve(bot_id=BOT).bot_id},
+    "bots.retrieve.new": lambda: {"bot_id": coze.bots.retrieve(bot_id=BOT, use_api_version=2).bot_id},
+    "conversations.create": lambda: {"has_id": bool(conversation().id)},
+    "conversations.retrieve": lambda: {"has_id": bool(coze.conversations.retrieve(conversation_id=conversation().id).id)},
+    "conversations.list": conversations_list,
+    "conversations.messages": conversation_messages,
+    "files.upload": upload,
+    "workflows.runs.create": workflow,
+    "workflows.runs.stream": workflow_stream,
+    "workspaces.list": workspaces,
+    "users.me": me,
+    "oauth.jwt": jwt,
+    "oauth.web": web,
+    "oauth.pkce": pkce,
+    "oauth.device": device,
+    "oauth.device.pending": lambda: device(approved=False),
+}
+for name, call in NORMAL.items():
+    record(name, call)
+
+# Each bad answer meets a call that makes one request; what that needs was there before. What the simulator never says comes
+# as it stands here from a server of canned answers, one per path.
+chat = finished()
+ONE_REQUEST = {
+    "chat.create": lambda _: create(),
+    "chat.stream": stream,
+    "chat.messages.list": lambda _: messages(chat),
+    "conversations.list": lambda _: {"items": len(coze.conversations.list(bot_id=BOT).items)},
+    "workspaces.list": lambda _: workspaces(),
+    "workflows.runs.stream": workflow_stream,
+    "oauth": lambda _: WebOAuthApp(CLIENT, SECRET, base_url=URL).get_access_token(REDIRECT, "code_x"),
+}
+for number, row in enumerate(json.loads(BAD_ANSWERS.read_text())):
+    client = coze
+    if "fault" in row:
+        httpx.post(f"{URL}/_sim/faults", json=row["fault"]).raise_for_status()
+    else:
+        client = Coze(auth=TokenAuth("pat_x"), base_url=f"{SETTINGS['canned']}/{number}")
+    record(row["name"], lambda: ONE_REQUEST[row["call"]](client))
+
+print(json.dumps({"calls": calls}))

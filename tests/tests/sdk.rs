@@ -1,0 +1,148 @@
+//! The platform's published SDKs against the simulated platform: they parse every answer (coze-platform.md §7.2), and fail on
+//! bad ones as they do on the platform's (§7.3, which is the table `sdk/bad_answers.json`).
+
+use std::{collections::BTreeMap, time::Duration};
+
+use axum::{
+    Router,
+    http::{Uri, header::CONTENT_TYPE},
+};
+use coze_sim::{App, BOT, CLIENT_ID, CLIENT_SECRET, Config, Limits, OAuth, Sim, TOKEN, WORKFLOW};
+use coze_tests::{Sdk, run_sdk};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+const BAD_ANSWERS: &str = include_str!("../sdk/bad_answers.json");
+
+/// What came of the calls, by name: `true` and what the SDK returned, or `false` and what it raised.
+type Report = BTreeMap<String, (bool, Value)>;
+
+/// What both SDKs make of right answers.
+fn right_answers() -> Vec<(&'static str, Value)> {
+    let chat = |status| json!({ "status": status, "has_ids": true });
+    let messages = json!(["assistant/answer", "assistant/verbose"]);
+    vec![
+        ("chat.create", chat("in_progress")),
+        ("chat.retrieve", chat("in_progress")),
+        ("chat.messages.list", messages.clone()),
+        ("chat.cancel", chat("canceled")),
+        ("chat.create_and_poll", json!({"status": "completed", "has_ids": true, "messages": messages, "tokens": true})),
+        ("chat.submit_tool_outputs", chat("in_progress")),
+        ("bots.retrieve", json!({ "bot_id": BOT })),
+        ("bots.retrieve.new", json!({ "bot_id": BOT })),
+        ("conversations.create", json!({ "has_id": true })),
+        ("conversations.retrieve", json!({ "has_id": true })),
+        ("conversations.list", json!({ "found": true })),
+        ("conversations.messages", json!({ "found": true, "has_more": false })),
+        ("files.upload", json!({ "file_name": "bad_answers.json", "whole": true })),
+        ("workflows.runs.create", json!({ "is_json": true, "has_debug_url": true })),
+        ("workspaces.list", json!({ "some": true })),
+        ("users.me", json!({ "has_id": true })),
+        ("oauth.jwt", json!({ "has_token": true, "absolute": true })),
+        ("oauth.web", json!({ "has_token": true, "absolute": true, "rotated": true })),
+        ("oauth.pkce", json!({ "has_token": true, "absolute": true })),
+        ("oauth.device", json!({ "has_token": true, "absolute": true, "has_url": true })),
+    ]
+}
+
+/// A stream as an SDK shows it.
+fn stream(events: &[&str], text: &str) -> Value {
+    json!({ "events": events, "text": text })
+}
+
+const CHAT: [&str; 5] = [
+    "conversation.chat.created",
+    "conversation.chat.in_progress",
+    "conversation.message.delta",
+    "conversation.message.completed",
+    "conversation.chat.completed",
+];
+/// After a tool: the chat is there already, and the first message is the tool's.
+const AFTER_TOOL: [&str; 4] = [
+    "conversation.chat.in_progress",
+    "conversation.message.completed",
+    "conversation.message.delta",
+    "conversation.chat.completed",
+];
+const WORKFLOW_TEXT: &str = r#"hi{"output":"hi"}"#;
+
+/// Runs a driver against a simulated platform, and a server of those bad answers that no platform gives.
+async fn drive(sdk: Sdk) -> Report {
+    let (app, key) = App::with_key("20000000000000000000000000000002.app.coze").expect("there is randomness");
+    let jwt = json!({ "client_id": app.client_id, "key_id": app.keys[0].0, "key": key });
+    let mut config = Config {
+        limits: Limits { chat_qps: 0, workflow_qps: 0, upload_qps: 0, ..Limits::default() },
+        oauth: OAuth { device_interval: Duration::ZERO, ..OAuth::default() },
+        ..Config::default()
+    };
+    config.apps.push(app);
+    let sim = Sim::start(config).await.expect("a free port");
+    let settings = json!({
+        "bot": BOT, "token": TOKEN, "workflow": WORKFLOW, "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET,
+        "jwt": jwt, "canned": canned().await,
+    });
+    let calls = run_sdk(sdk, "drive", sim.url(), &settings).await;
+    calls.into_iter().map(|call| (call.name, (call.ok, call.got))).collect()
+}
+
+/// A server that answers `/NUMBER/…` with the event stream in that row of the table.
+async fn canned() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let answer = |uri: Uri| async move {
+        let number: usize = uri.path().split('/').nth(1).and_then(|n| n.parse().ok()).expect("a number");
+        ([(CONTENT_TYPE, "text/event-stream")], bad_answers()[number]["raw"].as_str().expect("a stream").to_owned())
+    };
+    tokio::spawn(axum::serve(listener, Router::new().fallback(answer)).into_future());
+    url
+}
+
+fn bad_answers() -> Vec<Value> {
+    serde_json::from_str(BAD_ANSWERS).expect("it is an array")
+}
+
+/// Takes what is expected out of the report; returns what is not so.
+fn compare(report: &mut Report, name: &str, expected: (bool, Value)) -> Option<String> {
+    let got = report.remove(name);
+    (got.as_ref() != Some(&expected)).then(|| format!("{name}\n  expected {expected:?}\n  got      {got:?}"))
+}
+
+/// Each call came out as it should, and there were no others.
+async fn assert_drives(sdk: Sdk, name: &str, of_its_own: Vec<(&str, (bool, Value))>) {
+    let mut report = drive(sdk).await;
+    let right = right_answers().into_iter().map(|(name, got)| (name, (true, got)));
+    let mut wrong: Vec<String> =
+        right.chain(of_its_own).filter_map(|(name, expected)| compare(&mut report, name, expected)).collect();
+    for row in bad_answers() {
+        // An SDK that raises says what; an answer that it mistakes for a right one has no type.
+        let expected = row[name].clone();
+        let expected = (expected.get("type").is_none(), expected);
+        wrong.extend(compare(&mut report, row["name"].as_str().expect("a name"), expected));
+    }
+    wrong.extend(report.keys().map(|name| format!("{name}: nobody expects it")));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cozepy_understands_the_simulated_platform() {
+    let of_its_own = vec![
+        // It swallows `done`, and what it does not know is `unknown`.
+        ("chat.stream", (true, stream(&CHAT, "You said: hello"))),
+        ("chat.submit_tool_outputs.stream", (true, stream(&AFTER_TOOL, "The tool said: 42"))),
+        ("workflows.runs.stream", (true, stream(&["Message"; 2], WORKFLOW_TEXT))),
+        ("oauth.device.pending", (false, json!({ "type": "CozePKCEAuthError" }))),
+    ];
+    assert_drives(Sdk::Python, "cozepy", of_its_own).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn coze_api_understands_the_simulated_platform() {
+    let with_done = |events: &[&'static str]| [events, &["done"]].concat();
+    let of_its_own = vec![
+        ("chat.stream", (true, stream(&with_done(&CHAT), "You said: hello"))),
+        ("chat.submit_tool_outputs.stream", (true, stream(&with_done(&AFTER_TOOL), "The tool said: 42"))),
+        ("workflows.runs.stream", (true, stream(&["Message", "Message", "Done"], WORKFLOW_TEXT))),
+        ("oauth.device.pending", (false, json!({ "type": "BadRequestError", "status": 400, "logid": true }))),
+    ];
+    assert_drives(Sdk::Js, "@coze/api", of_its_own).await;
+}
