@@ -46,16 +46,14 @@ impl Format {
         if headers::is_grpc(headers::media_type(headers)) {
             return Self::Grpc;
         }
-        let weight_of = |media_type: &'static str| {
-            weight(headers, header::ACCEPT, move |range| match range {
+        let [problem, json] = weights(headers, header::ACCEPT, |range| {
+            [&b"application/problem+json"[..], b"application/json"].map(|media_type| match range {
                 _ if range.eq_ignore_ascii_case(media_type) => 3,
-                _ if range.eq_ignore_ascii_case("application/*") => 2,
-                "*/*" => 1,
+                _ if range.eq_ignore_ascii_case(b"application/*") => 2,
+                b"*/*" => 1,
                 _ => 0,
             })
-        };
-        let problem = weight_of("application/problem+json");
-        let json = weight_of("application/json");
+        });
         if problem.1 > json.1 { Self::Problem } else { Self::Envelope }
     }
 }
@@ -63,56 +61,58 @@ impl Format {
 impl Language {
     /// Chinese if it is named and nothing is wanted more.
     fn of(headers: &HeaderMap) -> Self {
-        let weight_of = |language: &'static str| {
-            weight(headers, header::ACCEPT_LANGUAGE, move |range| match range.split('-').next() {
-                Some(primary) if primary.eq_ignore_ascii_case(language) => 2,
-                Some("*") => 1,
+        let [english, chinese] = weights(headers, header::ACCEPT_LANGUAGE, |range| {
+            let primary = range.split(|b| *b == b'-').next().unwrap_or_default();
+            [b"en", b"zh"].map(|language| match primary {
+                _ if primary.eq_ignore_ascii_case(language) => 2,
+                b"*" => 1,
                 _ => 0,
             })
-        };
-        let (english, chinese) = (weight_of("en"), weight_of("zh"));
+        });
         let named = chinese.0 == 2 && chinese.1 > 0;
         if named && chinese.1 >= english.1 { Self::Chinese } else { Self::English }
     }
 }
 
-/// How much something is wanted (RFC 9110 §12.4.2): how specific the best range is that covers it, 0 for none does, and the
-/// weight of that range in thousandths. A range with a malformed weight is not there.
-fn weight(headers: &HeaderMap, name: HeaderName, specificity: impl Fn(&str) -> u8) -> (u8, u16) {
-    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    values
-        .flat_map(|value| split(value, ','))
-        .filter_map(|element| {
-            let mut parts = split(element, ';').map(str::trim);
-            let specific = specificity(parts.next()?);
-            let q = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
-            Some((specific, q.map_or(Some(1000), thousandths)?))
-        })
-        .filter(|(specific, _)| *specific > 0)
-        .max()
-        .unwrap_or_default()
+/// How much each of two things is wanted (RFC 9110 §12.4.2): how specific the best range is that covers it, 0 for none does,
+/// and the weight of that range in thousandths. A range with a malformed weight is not there.
+fn weights(headers: &HeaderMap, name: HeaderName, specificity: impl Fn(&[u8]) -> [u8; 2]) -> [(u8, u16); 2] {
+    let mut best = [(0, 0); 2];
+    for element in headers.get_all(name).into_iter().flat_map(|value| split(value.as_bytes(), b',')) {
+        let mut parts = split(element, b';').map(<[u8]>::trim_ascii);
+        let specific = specificity(parts.next().unwrap_or_default());
+        let q = parts.find_map(|part| part.strip_prefix(b"q=").or_else(|| part.strip_prefix(b"Q=")));
+        let Some(weight) = q.map_or(Some(1000), thousandths) else { continue };
+        for (best, specific) in best.iter_mut().zip(specific).filter(|(_, specific)| *specific > 0) {
+            *best = (*best).max((specific, weight));
+        }
+    }
+    best
 }
 
 /// The parts of a header between separators that are not quoted.
-fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
+fn split(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let mut quoted = false;
-    text.split(move |c| {
-        quoted ^= c == '"';
-        c == separator && !quoted
+    text.split(move |b| {
+        quoted ^= *b == b'"';
+        *b == separator && !quoted
     })
 }
 
 /// `0`, `1`, or `0.` and up to three digits.
-fn thousandths(q: &str) -> Option<u16> {
-    let (whole, fraction) = q.split_once('.').unwrap_or((q, ""));
-    if fraction.len() > 3 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+fn thousandths(q: &[u8]) -> Option<u16> {
+    let (whole, fraction) = match q {
+        [whole, b'.', fraction @ ..] => (whole, fraction),
+        [whole] => (whole, &[][..]),
+        _ => return None,
+    };
+    if fraction.len() > 3 || !fraction.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let thousandths =
-        (0..3).fold(0, |sum, at| sum * 10 + fraction.as_bytes().get(at).map_or(0, |b| u16::from(b - b'0')));
+    let thousandths = (0..3).fold(0, |sum, at| sum * 10 + fraction.get(at).map_or(0, |digit| u16::from(digit - b'0')));
     match whole {
-        "0" => Some(thousandths),
-        "1" if thousandths == 0 => Some(1000),
+        b'0' => Some(thousandths),
+        b'1' if thousandths == 0 => Some(1000),
         _ => None,
     }
 }
