@@ -63,7 +63,7 @@ pub(crate) fn limit(headers: &HeaderMap, now: SystemTime) -> Option<Limit> {
     let reset = number(RESET).unwrap_or_default();
     let reset = if reset < 1_000_000_000 { reset } else { reset.saturating_sub(unix(now).as_secs()) };
     let reset = Duration::from_secs(reset.min(MAX_WAIT));
-    Some(Limit { name: "platform", quota: count(LIMIT).unwrap_or(remaining), remaining, window: reset, reset })
+    Some(Limit { name: Limit::PLATFORM, quota: count(LIMIT).unwrap_or(remaining), remaining, window: reset, reset })
 }
 
 /// A number in digits alone; what is too large for any clock is as large as can be.

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use coze_core::{BoxError, Error, Kind, Retry};
+use coze_core::{BoxError, Error, Kind, Limit, Retry};
 use coze_errmap::{Classifier, ErrMapLayer};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -275,6 +275,7 @@ async fn the_platforms_limit_is_read_from_the_headers() {
     for (reset, seconds) in [("60", 60), ("1700000030", 30), ("1600000000", 0), ("18446744073709551616", 30 * 86_400)] {
         let limit = limit(429, &[remaining, quota, ("x-ratelimit-reset", reset)]).await.expect("a limit");
         assert_eq!((limit.remaining, limit.quota, limit.reset), (0, 50, Duration::from_secs(seconds)), "{reset}");
+        assert_eq!(limit.name, Limit::PLATFORM);
     }
     assert_eq!(limit(429, &[remaining]).await.map(|limit| limit.quota), Some(0));
     assert_eq!(limit(429, &[quota]).await, None);
