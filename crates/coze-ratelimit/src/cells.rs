@@ -231,16 +231,15 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_was_forgotten_had_its_full_quota() {
-        // One request per second fills the window for a second, and this bucket for ten.
-        let quota = Rate::per_second(NonZeroU32::MIN).burst(NonZeroU32::new(10).expect("not zero"));
-        let cells = Cells::new(quota.into(), 1);
-        let mut permit = Permit::default();
-        for second in 0..3 {
-            assert!(admit(&cells, "a", second * SECOND, &mut permit));
+    fn a_key_is_idle_when_both_stages_are() {
+        let (cells, ms) = (Cells::new(rate(10), 1), 1_000_000);
+        for at in [[99 * ms; 10], [1000 * ms; 10]].concat() {
+            assert!(admit(&cells, "a", at, &mut Permit::default()));
         }
-        assert!(!cells.lock(&key("a"), 3 * SECOND - 1).cell().is_some_and(|cell| cell.is_idle(3 * SECOND - 1)));
-        assert!(cells.lock(&key("a"), 3 * SECOND).cell().is_some_and(|cell| cell.is_idle(3 * SECOND)));
+        let is_idle = |now| cells.lock(&key("a"), now).cell().is_some_and(|cell| cell.is_idle(now));
+        assert!(!is_idle(1999 * ms), "the window still counts the second ten");
+        assert!(!is_idle(2098 * ms), "the bucket has still to drain what came early");
+        assert!(is_idle(2099 * ms));
     }
 
     #[test]

@@ -43,3 +43,16 @@ impl Rate {
         Self { burst: requests, ..self }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_burst_is_twice_the_rate_unless_set() {
+        let n = |n| NonZeroU32::new(n).expect("not zero");
+        assert_eq!(Rate::per_second(n(50)).burst, n(100));
+        assert_eq!(Rate::per_second(n(u32::MAX)).burst, n(u32::MAX), "or as much as there is");
+        assert_eq!(Rate::per_second(n(50)).burst(n(7)), Rate { per_second: n(50), burst: n(7) });
+    }
+}
