@@ -28,6 +28,7 @@ mod running;
 mod server;
 mod sim;
 mod state;
+pub mod vault;
 mod workflow;
 
 pub use config::{
