@@ -18,9 +18,12 @@ pub struct Cli {
 
 /// What the program does.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, for as long as the program runs")]
 pub enum Command {
     /// Answer messages until SIGTERM or SIGINT
     Serve(Serve),
+    /// Simulate the platform, for trying things out
+    Sim(Sim),
 }
 
 /// Arguments of `serve`. What is given here or in the environment overrides the file.
@@ -54,6 +57,14 @@ pub struct Serve {
     /// Key that signs messages to the bot "dev" of --echo without a file; random unless set
     #[arg(long, value_name = "KEY", env = "BOT_WEBHOOK_KEY", hide_env_values = true)]
     pub webhook_key: Option<String>,
+}
+
+/// Arguments of `sim`.
+#[derive(Clone, Debug, Args)]
+pub struct Sim {
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
 }
 
 /// The bot of `serve --echo` without a file.

@@ -4,7 +4,7 @@ use std::{iter::successors, process::ExitCode};
 
 use bot_backend::{
     Bot,
-    cli::{Cli, Command, DEV_BOT, Serve},
+    cli::{Cli, Command, DEV_BOT, Serve, Sim},
     logs,
 };
 use clap::Parser;
@@ -15,6 +15,7 @@ use tokio::signal;
 async fn main() -> ExitCode {
     let ended = match Cli::parse().command {
         Command::Serve(arguments) => serve(&arguments).await,
+        Command::Sim(arguments) => sim(&arguments).await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -47,6 +48,16 @@ async fn serve(arguments: &Serve) -> Result<(), BoxError> {
         _ = bot.stop() => Ok(()),
         again = asked_to_stop() => again.and(Err("stopped at once, at the second signal".into())),
     }
+}
+
+async fn sim(arguments: &Sim) -> Result<(), BoxError> {
+    let config = coze_sim::Config { listen: arguments.listen, ..coze_sim::Config::default() };
+    let sim = coze_sim::Sim::start(config).await?;
+    println!("simulating the platform on {}", sim.url());
+    println!("access token {}, bot {}", coze_sim::TOKEN, coze_sim::BOT);
+    asked_to_stop().await?;
+    sim.shutdown().await;
+    Ok(())
 }
 
 /// Waits for SIGTERM or SIGINT.

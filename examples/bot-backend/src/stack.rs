@@ -173,3 +173,31 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_one_callers_500_and_says_nothing() {
+        let service = ServiceBuilder::new()
+            .layer(ErrMapLayer::new(Responder::new()))
+            .layer(CatchPanicLayer::custom(panicked))
+            .service(service_fn(async |request: Request<Body>| match request.uri().path() {
+                "/panic" => panic!("the secret is 42"),
+                _ => Ok::<_, Infallible>(Response::new(Body::from("fine"))),
+            }));
+        let request = |path: &str| Request::get(path).body(Body::empty()).expect("valid");
+        let answer = service.clone().oneshot(request("/panic")).await.expect("answered");
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["content-type"]),
+            (500, &HeaderValue::from_static("application/json"))
+        );
+        let body = answer.into_body().collect().await.expect("whole").to_bytes();
+        assert_eq!(body, r#"{"code":5000,"msg":"internal error"}"#);
+        assert_eq!(service.oneshot(request("/")).await.expect("answered").status(), 200);
+    }
+}

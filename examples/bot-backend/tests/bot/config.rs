@@ -17,7 +17,7 @@ fn wrong(text: &str) -> String {
 
 #[test]
 fn the_example_holds_every_default() {
-    let example = include_str!("../bot.toml");
+    let example = include_str!("../../bot.toml");
     // Secrets of the environment are given another way, as tests share theirs.
     let example = example
         .replace("{ env = \"BOT_PLATFORM_TOKEN\" }", "\"pat_1\"")
@@ -31,7 +31,7 @@ fn the_example_holds_every_default() {
 
 #[test]
 fn the_commented_keys_of_the_example_are_good_too() {
-    let example: String = include_str!("../bot.toml")
+    let example: String = include_str!("../../bot.toml")
         .lines()
         .filter(|line| !line.starts_with("token"))
         .map(|line| match line.strip_prefix("# ") {

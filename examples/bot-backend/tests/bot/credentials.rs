@@ -1,0 +1,84 @@
+//! How the bot authenticates to the platform.
+
+use bot_backend::{Bot, config::ServiceAccount};
+use coze_sim::{App, Config, FaultKind};
+use tempfile::TempDir;
+
+use crate::support::{BOT, POLLING, World, config};
+
+/// A world in which the bot has a service account, and the folder its key is in.
+async fn service_account() -> (World, TempDir) {
+    let (app, private_key) = App::with_key("10000000000000000000000000000009.app.coze").expect("a key");
+    let folder = TempDir::new().expect("a folder");
+    let private_key_file = folder.path().join("key.pem");
+    std::fs::write(&private_key_file, private_key).expect("written");
+    let account = ServiceAccount { client_id: app.client_id.clone(), key_id: app.keys[0].0.clone(), private_key_file };
+    let platform = Config { apps: vec![app], tokens: Vec::new(), ..Config::default() };
+    let world = World::with(platform, |config| {
+        config.platform.token = None;
+        config.platform.service_account = Some(account);
+    })
+    .await;
+    (world, folder)
+}
+
+#[tokio::test]
+async fn a_service_account_gets_one_token_for_all_who_ask_at_once() {
+    let (world, _key) = service_account().await;
+    let (one, two) = tokio::join!(world.send(BOT, "one"), world.send(POLLING, "two"));
+    assert_eq!((one.status.as_u16(), two.status.as_u16()), (200, 200), "{} {}", one.text(), two.text());
+    assert_eq!(world.sim.counts().tokens_issued, 1);
+}
+
+#[tokio::test]
+async fn a_token_that_expired_is_renewed_once_and_the_message_answered() {
+    let (world, _key) = service_account().await;
+    assert_eq!(world.send(BOT, "one").await.status, 200);
+    world.fault("/v3/chat", FaultKind::ExpireTokens);
+    let answer = world.send(BOT, "two").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let counts = world.sim.counts();
+    assert_eq!((counts.tokens_issued, counts.requests("POST /v3/chat")), (2, 3));
+}
+
+#[tokio::test]
+async fn a_token_endpoint_that_refuses_is_not_the_callers_fault() {
+    let (world, _key) = service_account().await;
+    let refusal = FaultKind::Status {
+        status: 401,
+        body: Some(serde_json::json!({ "error_code": "invalid_client", "error_message": "who?" })),
+        headers: Default::default(),
+    };
+    world.fault("/api/permission/oauth2/token", refusal);
+    let answer = world.send(BOT, "hello").await;
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    assert!(!answer.headers.contains_key("www-authenticate"));
+    assert_eq!(world.sim.counts().requests("POST /v3/chat"), 0);
+}
+
+#[tokio::test]
+async fn a_platform_that_refuses_the_token_is_not_the_callers_fault() {
+    let world = World::with(Config { tokens: Vec::new(), ..Config::default() }, |_| {}).await;
+    let answer = world.send(BOT, "hello").await;
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    assert_eq!(answer.json()["msg"], "the platform refused this service's credentials");
+}
+
+#[tokio::test]
+async fn without_credentials_it_does_not_start() {
+    let world = World::start().await;
+    let mut config = config(&world.sim, &world.folder);
+    config.platform.token = None;
+    let error = Bot::start(&config, false).await.expect_err("no token");
+    assert!(error.to_string().contains("BOT_PLATFORM_TOKEN"), "{error}");
+
+    let private_key_file = world.folder.path().join("no.pem");
+    let mut account = ServiceAccount { client_id: "c".into(), key_id: "k".into(), private_key_file };
+    config.platform.service_account = Some(account.clone());
+    let error = Bot::start(&config, false).await.expect_err("no file").to_string();
+    assert!(error.ends_with("no.pem cannot be read"), "{error}");
+    account.private_key_file = world.folder.path().join("bot.db");
+    config.platform.service_account = Some(account);
+    let error = Bot::start(&config, false).await.expect_err("no key").to_string();
+    assert!(error.ends_with("holds no RSA key in PEM"), "{error}");
+}

@@ -1,0 +1,11 @@
+//! The bot over TCP, against the simulated platform.
+
+mod answers;
+mod callbacks;
+mod config;
+mod credentials;
+mod keeping;
+mod lifecycle;
+mod refusals;
+mod servers;
+mod support;
