@@ -17,3 +17,8 @@ pub use postgres::Postgres;
 pub use redis::Redis;
 pub use sdk::{Call, Sdk, run_sdk};
 pub use server::free_port;
+
+/// The project's README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}
