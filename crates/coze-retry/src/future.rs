@@ -145,7 +145,7 @@ impl<S, P: Policy, B: Body<Data = Bytes> + Unpin> Session<S, P, B> {
             Err(error) => Outcome::Failed(&**error),
         };
         let left = deadline.map(|deadline| deadline.saturating_duration_since(now()));
-        let attempt = Attempt { request: &self.head, outcome, earlier: &self.earlier, left };
+        let attempt = Attempt { request: &self.head, outcome, earlier: &self.earlier };
         match self.policy.decide(&attempt) {
             Decision::Again { row, .. } if self.body.is_lost() => self.stop(Some(row), "body"),
             Decision::Again { row, wait, .. } if left.is_some_and(|left| left <= wait) => {

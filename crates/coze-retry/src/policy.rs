@@ -31,7 +31,7 @@ pub trait Policy {
     /// Decides about an attempt that failed: with an error, or with a status of 400 or more. Nothing else is ever asked
     /// about, so an answer that is under way is never cut off.
     ///
-    /// There must be an end to it: a policy that always says [`Decision::Again`] is obeyed.
+    /// There must be an end to it: a policy that always says [`Decision::Again`] is obeyed until the deadline.
     fn decide(&self, attempt: &Attempt<'_>) -> Decision;
 }
 
@@ -62,8 +62,6 @@ pub struct Attempt<'a> {
     pub outcome: Outcome<'a>,
     /// The rows because of which the request was sent again before, in that order: empty after the first attempt.
     pub earlier: &'a [&'static str],
-    /// The time until the deadline, if there is one. A wait that is as long or longer is not begun, whatever the policy says.
-    pub left: Option<Duration>,
 }
 
 /// How an attempt failed.
@@ -82,7 +80,7 @@ pub enum Decision {
     Again {
         /// The reason, for events and for later attempts of the same request ([`Attempt::earlier`]).
         row: &'static str,
-        /// Not before this time is over.
+        /// Not before this time is over. A wait that would last until the deadline or longer is not begun.
         wait: Duration,
         /// What it costs: spent when the request is sent, given back when it is not.
         permit: Option<Permit>,

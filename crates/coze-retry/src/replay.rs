@@ -147,10 +147,9 @@ impl<B: Body<Data = Bytes> + Unpin> Reader<B> {
         match &frame {
             Some(Ok(frame)) => {
                 // Nothing follows the trailers.
-                let ended = rest.is_end_stream() || frame.is_trailers();
-                self.done = frame.is_trailers();
-                if ended {
+                if frame.is_trailers() {
                     record.rest = None;
+                    self.done = true;
                 }
                 // An answer that was handed on is final: what came of the body until then need not be kept.
                 if Arc::strong_count(&self.home) == 1 {

@@ -166,9 +166,6 @@ impl Policy for Standard {
             Some(asked) => asked.max(Backoff::DEFAULT.delay(tries, random)),
             None => row.wait.delay(tries, random),
         };
-        if attempt.left.is_some_and(|left| left <= wait) {
-            return stop("deadline");
-        }
         match settings.budget.withdraw() {
             Some(permit) => Decision::Again { row: row.name, wait, permit: Some(permit) },
             None => stop("budget"),

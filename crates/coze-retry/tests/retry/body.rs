@@ -167,8 +167,9 @@ async fn an_empty_body_is_empty_each_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_is_still_being_sent_is_not_sent_twice() {
-    // Somebody, such as the task of a connection, keeps the body of the first attempt for so long; the wait is 1.5 s.
-    for (kept, expected) in [(1.0, "200"), (2.0, "busy")] {
+    // Somebody, such as the task of a connection, keeps the body of the first attempt for so long, and reads so much more of it
+    // than fits; the wait is 1.5 s.
+    for (kept, more, expected) in [(1.0, 0, "200"), (2.0, 0, "busy"), (1.0, 1, "busy")] {
         let first = Mutex::new(true);
         let inner = service_fn(|request: Req| {
             let first = std::mem::take(&mut *first.lock().expect("not poisoned"));
@@ -181,15 +182,31 @@ async fn a_body_that_is_still_being_sent_is_not_sent_twice() {
                 read(&mut body, 1).await;
                 tokio::spawn(async move {
                     sleep(seconds(kept)).await;
-                    drop(body);
+                    read(&mut body, more).await;
                 });
                 fail(Error::new(Kind::Unavailable, "busy"))
             }
         });
-        let body = Script::new(true, [data("ab"), Step::Pending, data("cd")]);
-        let answer = RetryLayer::new(policy()).layer(inner).oneshot(put(body)).await;
-        assert_eq!(outcome(&answer), expected, "{kept}");
+        let body = Script::new(false, [data("ab"), Step::Pending, data("cd")]);
+        let answer = RetryLayer::new(policy().body_cap(3)).layer(inner).oneshot(put(body)).await;
+        assert_eq!(outcome(&answer), expected, "{kept} {more}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_kept_is_let_go_when_there_is_too_much_of_it() {
+    let inner = service_fn(|request: Req| async move {
+        let mut body = request.into_body();
+        let frames = read(&mut body, 2).await;
+        assert!(
+            frames.iter().all(|frame| frame.data_ref().is_some_and(Bytes::is_unique)),
+            "nobody else has a reference"
+        );
+        status(503, &[])
+    });
+    let body = Script::new(false, [data("ab"), data("cd"), data("ef")]);
+    let answer = RetryLayer::new(policy().body_cap(3)).layer(inner).oneshot(put(body)).await;
+    assert_eq!(outcome(&answer), "503");
 }
 
 #[tokio::test(start_paused = true)]
@@ -235,6 +252,7 @@ async fn read_and_check(body: &mut ReplayBody<Script>, frames: usize, size: u64,
         let Some(frame) = next(body).await else { break };
         let frame = frame.expect("it does not fail");
         assert!(!told_end, "told its end before {frame:?}");
+        assert!(!frames_read.last().is_some_and(Frame::is_trailers), "nothing follows the trailers");
         left -= frame.data_ref().map_or(0, |data| data.len() as u64);
         frames_read.push(frame);
     }

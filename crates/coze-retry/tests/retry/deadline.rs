@@ -1,11 +1,11 @@
 //! The deadline rules everything.
 
-use std::time::Duration;
+use std::{task::Poll, time::Duration};
 
 use coze_core::{Context, Error, Kind};
 use coze_retry::{RetryLayer, Standard};
-use tokio::time::{Instant, sleep};
-use tower::{Layer, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
+use tokio::time::{Instant, advance, sleep};
+use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
 use tower_test::mock;
 
 use crate::support::*;
@@ -69,6 +69,36 @@ async fn nobody_waits_for_an_attempt_that_cannot_begin_in_time() {
     // 1 s for the answer and 1.5 s of waiting.
     assert_eq!(slow(until(2.5), 1.0).await, ("503".into(), 1, 1.0), "it would begin at the deadline");
     assert_eq!(slow(until(2.51), 1.0).await, ("failed_response".into(), 2, 2.51));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_is_ready_too_late_is_not_sent() {
+    let (mock, mut handle) = mock::pair::<Req, Res>();
+    handle.allow(1);
+    let mut answer = Box::pin(RetryLayer::new(until(2.0)).layer(mock).oneshot(get()));
+    assert!(poll(&mut answer).await.is_pending());
+    let (_, respond) = handle.next_request().await.expect("the first attempt");
+    respond.send_error(Error::new(Kind::Unavailable, "the_first_one"));
+    assert!(poll(&mut answer).await.is_pending());
+    advance(seconds(2.0)).await;
+    handle.allow(1);
+    assert_eq!(outcome(&answer.await), "the_first_one");
+    assert!(handle.next_request().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_future_that_is_over_holds_nothing() {
+    let (mock, mut handle) = mock::pair::<Req, Res>();
+    let mut answer = {
+        let mut service = RetryLayer::new(until(2.0)).layer(mock);
+        Box::pin(service.ready().await.expect("ready").call(get()))
+    };
+    let (request, respond) = handle.next_request().await.expect("the first attempt");
+    advance(seconds(2.0)).await;
+    assert_eq!(poll(&mut answer).await.map(|answer| outcome(&answer)), Poll::Ready("deadline_passed".into()));
+    drop((request, respond));
+    assert!(handle.next_request().await.is_none(), "the inner service is gone");
+    drop(answer);
 }
 
 #[tokio::test(start_paused = true)]

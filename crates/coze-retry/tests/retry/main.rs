@@ -2,6 +2,7 @@
 
 mod body;
 mod contract;
+mod cost;
 mod deadline;
 mod safety;
 mod support;

@@ -179,11 +179,15 @@ async fn a_policy_of_ones_own_decides() {
     assert_eq!(outcome(&send(Twice, chat(), vec![status(404, &[])]).await.0), "404", "this one is never sent again");
 
     // Nobody waits until the deadline, whatever the policy says.
-    let forever = |_: &Attempt<'_>| Decision::Again { row: "a", wait: Duration::MAX, permit: None };
-    let mut original = get();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
-    Context::of(original.extensions_mut()).deadline.set(deadline.into_std()).expect("empty");
-    assert_eq!(outcome(&send(forever, original, vec![status(404, &[])]).await.0), "404");
+    for wait in [Duration::from_secs(1), Duration::MAX] {
+        let forever = move |_: &Attempt<'_>| Decision::Again { row: "a", wait, permit: None };
+        let mut original = get();
+        let start = tokio::time::Instant::now();
+        let deadline = start + Duration::from_secs(1);
+        Context::of(original.extensions_mut()).deadline.set(deadline.into_std()).expect("empty");
+        assert_eq!(outcome(&send(forever, original, vec![status(404, &[])]).await.0), "404");
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
 }
 
 #[test]

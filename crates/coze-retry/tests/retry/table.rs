@@ -108,6 +108,8 @@ async fn the_platform_without_requests_left_gets_a_pause_and_people_an_alert() {
     assert_eq!(row_of(some_left).await, SECONDS[..5]);
     assert_eq!(row_of(|| status(429, &[("x-ratelimit-remaining", "1")])).await, SECONDS[..5]);
     assert_eq!(row_of(|| status(503, &[("x-ratelimit-remaining", "0")])).await, [1.5, 1.5], "no limit refused it");
+    let unavailable = || fail(Error::new(Kind::Unavailable, "x").with_limit(platform_limit(0)));
+    assert_eq!(row_of(unavailable).await, [1.5, 1.5]);
 }
 
 #[tokio::test(start_paused = true)]
