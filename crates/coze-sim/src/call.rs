@@ -182,6 +182,18 @@ mod tests {
         assert_eq!(decode("%zz%4"), "%zz%4");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_survives_encoding(text in ".*") {
+            proptest::prop_assert_eq!(decode(&encode(&text)), text);
+        }
+
+        #[test]
+        fn any_text_can_be_decoded(text in "[%0-9a-f+&=;\\PC]*") {
+            let _ = (decode(&text), query_pairs(Some(&text)));
+        }
+    }
+
     #[test]
     fn a_query_is_split_into_pairs() {
         let pairs = query_pairs(Some("a=1&b&&c=x%3Dy"));

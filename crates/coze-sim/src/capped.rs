@@ -14,16 +14,13 @@ impl<V> Capped<V> {
         Self { map: HashMap::new(), order: VecDeque::new(), cap: cap.max(1) }
     }
 
-    /// Adds an entry under a key that was not used before.
-    pub(crate) fn insert(&mut self, key: impl Into<String>, value: V) {
+    /// Adds an entry under a key that was not used before; gives the one that had to go.
+    pub(crate) fn insert(&mut self, key: impl Into<String>, value: V) -> Option<V> {
         let key = key.into();
-        if self.order.len() >= self.cap
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.map.remove(&oldest);
-        }
+        let oldest = (self.order.len() >= self.cap).then(|| self.order.pop_front()).flatten();
         self.order.push_back(key.clone());
         self.map.insert(key, value);
+        oldest.and_then(|oldest| self.map.remove(&oldest))
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<&V> {
@@ -55,9 +52,8 @@ mod tests {
     #[test]
     fn the_oldest_goes_first_and_removed_keys_are_bounded_too() {
         let mut map = Capped::new(3);
-        for key in ["a", "b", "c", "d"] {
-            map.insert(key, key);
-        }
+        let gone: Vec<_> = ["a", "b", "c", "d"].into_iter().map(|key| map.insert(key, key)).collect();
+        assert_eq!(gone, [None, None, None, Some("a")]);
         assert!(map.get("a").is_none());
         assert_eq!(map.iter().copied().collect::<Vec<_>>(), ["b", "c", "d"]);
         for n in 0..100 {

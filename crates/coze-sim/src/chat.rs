@@ -2,7 +2,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     call::{Call, Fields},
-    conversation,
+    conversation::{self, Conversation},
     dialog::{self, ToolCall},
     entity::Bot,
     message::{Entered, Message},
@@ -190,16 +190,19 @@ impl Start<'_> {
         state.settle(call.now, call.unix);
         let conversation = match self.conversation {
             Some(id) => conversation::find(state, &call.grant, id)?.id.clone(),
-            None => conversation::open(shared, state, call, self.bot_id, "", Map::new()),
+            None => {
+                let new = Conversation::new(shared, &mut state.ids, call, self.bot_id, "");
+                let id = new.id.clone();
+                state.conversations.insert(id.clone(), new);
+                id
+            }
         };
         if shared.config.limits.one_chat_per_conversation && state.running.is_busy(&conversation) {
             let msg = "The current conversation already has a running chat, please wait for it to end";
             return Err(Refusal::new(4016, msg));
         }
         let State { ids, conversations, .. } = state;
-        let Some(opened) = conversations.get_mut(&conversation) else {
-            return Err(Refusal::new(4002, "The conversation does not exist"));
-        };
+        let opened = conversations.get_mut(&conversation).expect("it was found or opened just now");
         let mut question = opened.last_text();
         let mut chat = Chat::new(ids.id(), &conversation, &opened.section, self.bot_id, call.unix);
         (chat.saved, chat.meta) = (self.saved, self.meta);

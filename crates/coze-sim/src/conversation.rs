@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     auth::Grant,
     call::Call,
+    ids::Ids,
     message::{Entered, Message, check_content},
     reply::{Refusal, Reply},
     state::{Shared, State},
@@ -46,6 +47,23 @@ impl Conversation {
         last.map(|message| message.entered.text()).unwrap_or_default()
     }
 
+    /// A new conversation of the caller.
+    pub(crate) fn new(shared: &Shared, ids: &mut Ids, call: &Call, bot: &str, name: &str) -> Self {
+        Self {
+            id: ids.id(),
+            account: call.grant.account.clone(),
+            session: call.grant.session.clone(),
+            bot: bot.into(),
+            name: name.into(),
+            section: ids.id(),
+            meta: Map::new(),
+            created: call.unix,
+            updated: call.unix,
+            messages: VecDeque::new(),
+            cap: shared.config.keep.messages.max(1),
+        }
+    }
+
     fn is_seen_by(&self, grant: &Grant) -> bool {
         self.account == grant.account && self.session == grant.session
     }
@@ -64,33 +82,6 @@ impl Conversation {
     }
 }
 
-/// Opens a conversation for the caller; gives its id.
-pub(crate) fn open(
-    shared: &Shared,
-    state: &mut State,
-    call: &Call,
-    bot: &str,
-    name: &str,
-    meta: Map<String, Value>,
-) -> String {
-    let id = state.ids.id();
-    let conversation = Conversation {
-        id: id.clone(),
-        account: call.grant.account.clone(),
-        session: call.grant.session.clone(),
-        bot: bot.into(),
-        name: name.into(),
-        section: state.ids.id(),
-        meta,
-        created: call.unix,
-        updated: call.unix,
-        messages: VecDeque::new(),
-        cap: shared.config.keep.messages.max(1),
-    };
-    state.conversations.insert(id.clone(), conversation);
-    id
-}
-
 /// The conversation of this id, if the caller sees it (else 4002).
 pub(crate) fn find<'a>(state: &'a mut State, grant: &Grant, id: &str) -> Result<&'a mut Conversation, Refusal> {
     let found = state.conversations.get_mut(id).filter(|conversation| conversation.is_seen_by(grant));
@@ -102,16 +93,16 @@ pub(crate) fn create(shared: &Shared, state: &mut State, call: &Call) -> Result<
     let body = call.object()?;
     let messages = Entered::list(&body, "messages", MAX_MESSAGES)?;
     let (bot, name) = (body.text("bot_id")?.unwrap_or_default(), body.text("name")?);
-    let meta = body.meta_data()?;
     let first = messages.first().map(Entered::text).unwrap_or_default();
-    let id = open(shared, state, call, bot, name.unwrap_or(&first), meta);
-    let State { ids, conversations, .. } = state;
-    let Some(conversation) = conversations.get_mut(&id) else { return Ok(Reply::Data(Value::Null)) };
+    let mut conversation = Conversation::new(shared, &mut state.ids, call, bot, name.unwrap_or(&first));
+    conversation.meta = body.meta_data()?;
     for entered in messages {
-        let message = Message::new(ids, &id, &conversation.section, entered, call.unix);
+        let message = Message::new(&mut state.ids, &conversation.id, &conversation.section, entered, call.unix);
         conversation.push(message);
     }
-    Ok(Reply::Data(conversation.to_json()))
+    let reply = Reply::Data(conversation.to_json());
+    state.conversations.insert(conversation.id.clone(), conversation);
+    Ok(reply)
 }
 
 /// `GET /v1/conversation/retrieve`.
@@ -171,7 +162,7 @@ pub(crate) fn create_message(_: &Shared, state: &mut State, call: &Call) -> Resu
     let entered = Entered::read(&call.object()?)?;
     find(state, &call.grant, id)?;
     let State { ids, conversations, .. } = state;
-    let Some(conversation) = conversations.get_mut(id) else { return Ok(Reply::Data(Value::Null)) };
+    let conversation = conversations.get_mut(id).expect("it was found just now");
     let message = Message::new(ids, id, &conversation.section, entered, call.unix);
     let reply = Reply::Data(message.listed());
     conversation.push(message);

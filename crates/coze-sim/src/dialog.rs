@@ -125,6 +125,16 @@ pub(crate) fn chunks<'a>(text: &'a str, max: usize, choice: &mut fastrand::Rng) 
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn chunks_of_any_text_are_the_text_again(text in ".*", max in 0_usize..9, seed in 0_u64..9) {
+            let mut choice = fastrand::Rng::with_seed(seed);
+            let chunks = chunks(&text, max, &mut choice);
+            proptest::prop_assert_eq!(chunks.concat(), text.as_str());
+            proptest::prop_assert!(chunks.iter().all(|chunk| (1..=max.max(1)).contains(&chunk.chars().count())));
+        }
+    }
+
     #[test]
     fn chunks_are_the_text_again_and_never_too_long() {
         let text = "好的，我们来谈谈 the weather 🌤 today";

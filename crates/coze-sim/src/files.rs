@@ -130,6 +130,26 @@ mod tests {
         assert_eq!(read(&form(&[tricky])), Ok(("a".into(), tricky.1.len())));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn a_form_is_read_whatever_is_in_the_file(content in proptest::collection::vec(0_u8..=255, 1..200)) {
+            let mut body = form(&[(FILE.0, "")]);
+            let at = body.len() - "\r\n--b--\r\n".len();
+            body.splice(at..at, content.iter().copied());
+            // A content that holds the delimiter itself is another form.
+            if find(&content, b"--b").is_none() {
+                proptest::prop_assert_eq!(read(&body), Ok(("a.txt".into(), content.len())));
+            }
+        }
+
+        #[test]
+        fn any_form_gets_a_verdict(content_type in ".{0,80}", body in proptest::collection::vec(0_u8..=255, 0..200)) {
+            let _ = read_form(&content_type, &body);
+            let _ = read(&body);
+            let _ = read(&[b"--b\r\n", &body[..]].concat());
+        }
+    }
+
     #[test]
     fn other_forms_are_refused_with_their_code() {
         assert_eq!(read_form("application/json", b"{}").map_err(|r| r.code), Err(4300));

@@ -8,6 +8,7 @@ use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
+use http::uri::Authority;
 use serde_json::Value;
 
 use crate::{App, Config, oauth::Denied};
@@ -86,9 +87,11 @@ pub(crate) fn verify(config: &Config, jwt: &str, host: &str, unix: u64) -> Resul
     UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, key)
         .verify(signed.as_bytes(), &decode(signature)?)
         .map_err(|_| Denied::client("the signature is wrong"))?;
-    let bare = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    // Ports do not matter: in front of a simulation there may be a proxy on another one.
+    let name = |host: &str| host.parse::<Authority>().map(|host| host.host().to_owned()).ok();
     let aud = text("aud");
-    if aud.is_empty() || !(aud == host || aud == bare || config.oauth.audiences.iter().any(|known| known == aud)) {
+    let is_here = name(aud).is_some_and(|aud| Some(aud) == name(host));
+    if !is_here && !config.oauth.audiences.iter().any(|known| known == aud) {
         return Err(Denied::client("aud is not this host"));
     }
     let (Some(from), Some(until)) = (claims["iat"].as_u64(), claims["exp"].as_u64()) else {

@@ -1,5 +1,6 @@
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use http::HeaderValue;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -79,15 +80,6 @@ impl Denied {
     }
 }
 
-impl From<Refusal> for Denied {
-    fn from(refusal: Refusal) -> Self {
-        Self::new(
-            "invalid_request",
-            refusal.msg.replace("The field is invalid, please check the parameters", "invalid request"),
-        )
-    }
-}
-
 fn app<'a>(shared: &'a Shared, id: &str) -> Result<&'a App, Denied> {
     let app = shared.config.apps.iter().find(|app| app.client_id == id);
     let app = app.ok_or_else(|| Denied::client("client_id is not that of an app"))?;
@@ -132,7 +124,10 @@ pub(crate) fn authorize(shared: &Shared, state: &mut State, call: &Call) -> Resu
             to.push_str(&format!("&state={}", encode(value)));
         }
         to.extend(fragment.map(|fragment| format!("#{fragment}")));
-        Ok(to)
+        match HeaderValue::from_str(&to) {
+            Ok(_) => Ok(to),
+            Err(_) => Err(Denied::request("redirect_uri")),
+        }
     };
     Ok(finish(shared, { code }().map(Reply::Redirect)))
 }
@@ -140,8 +135,8 @@ pub(crate) fn authorize(shared: &Shared, state: &mut State, call: &Call) -> Resu
 /// `POST …/oauth2/device/code`, also for one workspace.
 pub(crate) fn device_code(shared: &Shared, state: &mut State, call: &Call) -> Result<Reply, Refusal> {
     let config = &shared.config.oauth;
-    let reply = call.object().map_err(Denied::from).and_then(|body| {
-        let app = app(shared, body.need_text("client_id").map_err(|_| Denied::request("client_id"))?)?;
+    let reply = object(call).and_then(|body| {
+        let app = app(shared, need(&body, "client_id")?)?;
         let (code, user_code) = (state.ids.secret(""), state.ids.user_code());
         let device = Device {
             client: app.client_id.clone(),
@@ -174,8 +169,8 @@ fn finish(shared: &Shared, reply: Result<Reply, Denied>) -> Reply {
 }
 
 fn exchange(shared: &Shared, state: &mut State, call: &Call) -> Result<Value, Denied> {
-    let body = call.object()?;
-    let kind = body.text("grant_type")?.ok_or_else(|| Denied::request("grant_type"))?;
+    let body = object(call)?;
+    let kind = need(&body, "grant_type")?;
     let account = call.args.first().map(String::as_str);
     match kind {
         JWT_GRANT => jwt_grant(shared, state, call, &body, account),
@@ -184,6 +179,11 @@ fn exchange(shared: &Shared, state: &mut State, call: &Call) -> Result<Value, De
         DEVICE_GRANT if account.is_none() => device_grant(shared, state, call, &body),
         _ => Err(Denied::new("unsupported_grant_type", format!("not supported grant type: {kind}"))),
     }
+}
+
+/// The body; only JSON is taken, never a form.
+fn object(call: &Call) -> Result<Fields, Denied> {
+    call.object().map_err(|_| Denied::request("the body must be a JSON object"))
 }
 
 fn need<'a>(body: &'a Fields, name: &str) -> Result<&'a str, Denied> {
@@ -277,7 +277,7 @@ fn jwt_grant(
     let host = call.header("host").or_else(|| call.parts.uri.authority().map(http::uri::Authority::as_str));
     let claims = jwt::verify(config, assertion, host.unwrap_or_default(), call.unix)?;
     let app = app(shared, &claims.client)?;
-    let life = match body.number("duration_seconds")? {
+    let life = match body.number("duration_seconds").map_err(|_| Denied::request("duration_seconds"))? {
         None => config.oauth.token_lifetime.as_secs(),
         Some(life) => match u64::try_from(life) {
             Ok(life @ 1..=86_399) => life,

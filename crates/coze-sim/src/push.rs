@@ -83,6 +83,9 @@ pub struct Callback {
     pub nonce: Option<String>,
     /// Attempts at most, 1 to 10. Default 3.
     pub attempts: u32,
+    /// How long each waits for its answer, in JSON milliseconds; zero is as long as the platform. Default zero.
+    #[serde(with = "millis", rename = "patience_ms")]
+    pub patience: Duration,
     /// What is wrong with it.
     pub tamper: Tamper,
 }
@@ -98,6 +101,7 @@ impl Default for Callback {
             timestamp: None,
             nonce: None,
             attempts: 3,
+            patience: Duration::ZERO,
             tamper: Tamper::None,
         }
     }
@@ -157,8 +161,11 @@ pub(crate) async fn webhook(webhook: &Webhook) -> io::Result<Pushed> {
 
 /// Sends a callback, again where it must be.
 pub(crate) async fn callback(shared: &Shared, callback: &Callback) -> io::Result<Pushed> {
-    let published = callback.event_type == "bot.published";
-    let patience = if published { PATIENCE_PUBLISHED } else { PATIENCE };
+    let patience = match callback.event_type.as_str() {
+        _ if !callback.patience.is_zero() => callback.patience,
+        "bot.published" => PATIENCE_PUBLISHED,
+        _ => PATIENCE,
+    };
     let event_id = callback.event_id.clone().unwrap_or_else(|| shared.lock().ids.secret("")[..16].to_owned());
     let mut attempts = 0;
     loop {

@@ -28,8 +28,8 @@ use crate::{answer::answer, state::Shared};
 
 /// Connections at once; further ones wait in the backlog of the listener.
 const MAX_CONNECTIONS: usize = 4096;
-/// How long the head of a request may take.
-const HEAD_TIME: Duration = Duration::from_secs(30);
+/// How long the head of a request may take, and how long a connection may be idle.
+const HEAD_TIME: Duration = Duration::from_secs(120);
 /// How long answers may still take after the shutdown has begun.
 const GRACE: Duration = Duration::from_secs(2);
 

@@ -130,9 +130,10 @@ impl State {
     pub(crate) fn begin_chat(&mut self, chat: Chat, counted_as: &str, due: Option<Instant>) {
         let (running, of_bot) = self.running.begin(&chat.id, counted_as, &chat.conversation, due);
         self.record.chat_began(counted_as, running, of_bot);
-        match self.chats.get_mut(&chat.id) {
-            Some(known) => *known = chat,
-            None => self.chats.insert(chat.id.clone(), chat),
+        if let Some(known) = self.chats.get_mut(&chat.id) {
+            *known = chat;
+        } else if let Some(gone) = self.chats.insert(chat.id.clone(), chat) {
+            self.running.end(&gone.id);
         }
     }
 

@@ -129,9 +129,10 @@ fn wait(state: &mut State, run: &mut Run) {
 
 /// Keeps the run, new or changed.
 fn keep(state: &mut State, run: Run) {
-    match state.runs.get_mut(&run.id) {
-        Some(known) => *known = run,
-        None => state.runs.insert(run.id.clone(), run),
+    if let Some(known) = state.runs.get_mut(&run.id) {
+        *known = run;
+    } else {
+        state.runs.insert(run.id.clone(), run);
     }
 }
 

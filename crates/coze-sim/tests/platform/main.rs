@@ -1,0 +1,13 @@
+//! The simulated platform over TCP.
+
+mod chat;
+mod control;
+mod fault;
+mod hostile;
+mod jwt;
+mod oauth;
+mod push;
+mod resources;
+mod seed;
+mod support;
+mod workflow;
