@@ -1,0 +1,147 @@
+//! What a request costs in allocations, warm: per layer, and through the whole stacks. A number that changes here is a decision.
+
+use std::{
+    convert::Infallible,
+    future::{Future, ready},
+    num::NonZeroU32,
+    pin::{Pin, pin},
+    task::{Context as Task, Poll, Waker},
+};
+
+use allocation_counter::measure;
+use bytes::Bytes;
+use coze_auth::{AuthLayer, Bearer, Key, Static, Webhook, WebhookKeys};
+use coze_core::{BotId, Context, TenantId, UserId};
+use coze_errmap::{Classifier, ErrMapLayer, Responder};
+use coze_observe::{Inbound, ObserveLayer, Outbound};
+use coze_ratelimit::{Level, Limits, Rate, RateLimitLayer};
+use coze_retry::{RetryLayer, Standard};
+use coze_tenant::{Propagate, Registry, TenantLayer};
+use hmac::{Hmac, KeyInit, Mac};
+use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
+use http_body::Body;
+use http_body_util::Full;
+use sha2::Sha256;
+use tower::{Layer, Service, ServiceBuilder, service_fn};
+
+const MESSAGE: &str = r#"{"bot_id":"b1","user_id":"u1","content":"How is the weather?"}"#;
+const MANY: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
+
+/// A service that allocates nothing.
+fn bare<B>() -> impl Service<Request<B>, Response = Response<Full<Bytes>>, Error = Infallible> + Clone {
+    service_fn(|_| ready(Ok(Response::new(Full::from("ok")))))
+}
+
+/// The platform, as short as can be.
+fn json<B>() -> impl Service<Request<B>, Response = Response<Full<Bytes>>, Error = Infallible> + Clone {
+    service_fn(|_| {
+        let mut answer = Response::new(Full::from(r#"{"code":0,"msg":"","data":{"id":"1"}}"#));
+        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        ready(Ok(answer))
+    })
+}
+
+/// How often one request allocates, from the call to the end of the answer's body, after others went the same way.
+fn cost<S, R>(mut service: S, request: impl Fn() -> Request<Full<Bytes>>) -> u64
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<R>>,
+    R: Body,
+{
+    let mut send = |request| {
+        let mut task = Task::from_waker(Waker::noop());
+        assert!(matches!(service.poll_ready(&mut task), Poll::Ready(Ok(()))), "nothing is busy");
+        let Poll::Ready(Ok(answer)) = pin!(service.call(request)).poll(&mut task) else {
+            panic!("nothing waits, nothing refuses");
+        };
+        assert!(answer.status().is_success());
+        let mut body = pin!(answer.into_body());
+        while let Poll::Ready(Some(Ok(_))) = Pin::as_mut(&mut body).poll_frame(&mut task) {}
+    };
+    for _ in 0..3 {
+        send(request());
+    }
+    let request = request();
+    measure(|| send(request)).count_total
+}
+
+fn bot() -> BotId {
+    BotId::new("b1").expect("valid")
+}
+
+fn user() -> UserId {
+    UserId::new("u1").expect("valid")
+}
+
+/// A message as a caller sends it.
+fn message() -> Request<Full<Bytes>> {
+    let mac = Hmac::<Sha256>::new_from_slice(b"bot-token").expect("any length").chain_update(MESSAGE).finalize();
+    let head = Request::post("/webhook/b1").header("x-signature", hex::encode(mac.into_bytes()));
+    head.header("x-request-id", "req-1").body(Full::from(MESSAGE)).expect("valid")
+}
+
+/// A question to the platform.
+fn question() -> Request<Full<Bytes>> {
+    let head = Request::post("/v3/chat").header(CONTENT_TYPE, "application/json");
+    head.body(Full::from(MESSAGE)).expect("valid")
+}
+
+/// The request as it comes to a layer inside: with a context, and what layers outside noted on it.
+fn inside<B>(mut request: Request<B>, note: impl Fn(&Context)) -> Request<B> {
+    note(&Context::of(request.extensions_mut()));
+    request
+}
+
+#[test]
+fn a_message_on_its_way_in_allocates_so_often_in_each_layer() {
+    let keys = WebhookKeys::new();
+    keys.set(&bot(), [Key::new("bot-token").expect("valid")]).expect("not too many");
+    let observe = ObserveLayer::new(Inbound::new(["/webhook/{bot_id}"]).expect("valid"));
+    let errmap = ErrMapLayer::new(Responder::new());
+    let auth = AuthLayer::new(Webhook::new(keys).path("/webhook").user(|_| UserId::new("u1").ok()));
+    let tenant = TenantLayer::new(Registry::new([]).bot(bot(), TenantId::new("acme").expect("valid")));
+    let limit = RateLimitLayer::new(Limits::platform().level(Level::per_user("user", Rate::per_second(MANY))));
+
+    let known = || {
+        inside(message(), |context| {
+            context.bot.set(bot()).expect("empty");
+            context.user.set(user()).expect("empty");
+        })
+    };
+    let of_each = [
+        ("observe", cost(observe.layer(bare()), message)),
+        ("errmap", cost(errmap.layer(bare()), || inside(message(), |_| {}))),
+        ("auth", cost(auth.layer(bare()), || inside(message(), |_| {}))),
+        ("tenant", cost(tenant.layer(bare()), known)),
+        ("ratelimit", cost(limit.layer(bare()), known)),
+    ];
+    // observe: 4 for the context (3 of them by `Extensions`), the text of the id, its value in the request's headers, and in the
+    // answer's, which had none, so a map for them too. auth: the text of the user's id.
+    assert_eq!(of_each, [("observe", 9), ("errmap", 0), ("auth", 1), ("tenant", 0), ("ratelimit", 0)]);
+    let stack = ServiceBuilder::new().layer(observe).layer(errmap).layer(auth).layer(tenant).layer(limit);
+    assert_eq!(cost(stack.service(bare()), message), 10, "through all of them");
+}
+
+#[test]
+fn a_question_on_its_way_out_allocates_so_often_in_each_layer() {
+    let observe = ObserveLayer::new(Outbound::new(["/v3/chat"]).expect("valid"));
+    let tenant = TenantLayer::new(Propagate::new());
+    let retry = RetryLayer::new(Standard::new());
+    let limit = RateLimitLayer::new(Limits::outbound(MANY));
+    let auth = AuthLayer::new(Bearer::new(Static::new("pat_0123456789abcdef").expect("valid")));
+    let errmap = ErrMapLayer::new(Classifier::new());
+
+    let acme = TenantId::new("acme").expect("valid");
+    let question = || inside(question(), |context| context.tenant.set(acme.clone()).expect("empty"));
+    let of_each = [
+        ("observe", cost(observe.layer(bare()), question)),
+        ("tenant", cost(tenant.layer(bare()), question)),
+        ("retry", cost(retry.layer(bare()), question)),
+        ("ratelimit", cost(limit.layer(bare()), question)),
+        ("auth", cost(auth.layer(bare()), question)),
+        ("errmap", cost(errmap.layer(json()), question)),
+    ];
+    assert_eq!(of_each, [("observe", 2), ("tenant", 1), ("retry", 8), ("ratelimit", 0), ("auth", 0), ("errmap", 0)]);
+    // Two more than the sum: retry's copy also shares the texts that observe and tenant put into the headers.
+    let stack = ServiceBuilder::new().layer(observe).layer(tenant).layer(retry).layer(limit).layer(auth).layer(errmap);
+    assert_eq!(cost(stack.service(json()), question), 19, "through all of them");
+}
