@@ -1,0 +1,105 @@
+//! `demo`: the simulated platform and the bot, and what happens between them, step by step.
+
+mod http;
+mod limits;
+mod messages;
+mod report;
+mod senders;
+mod serve;
+mod step;
+mod stopping;
+mod table;
+mod trouble;
+mod world;
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
+
+use coze_core::BoxError;
+use tokio::time::{Instant, timeout};
+
+use crate::{cli::Demo, config::LogFormat, logs};
+
+use report::{Played, Report};
+use step::{STEPS, Seen, Step};
+use table::Table;
+use world::World;
+
+/// Time for one step. A step that takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Plays all steps and prints what became of them. With `--serve` everything then runs on until `asked_to_stop`, which before
+/// that breaks off.
+///
+/// # Errors
+/// When a step failed, when the platform or the bot cannot be started, when nobody reads what is printed, or when it is
+/// broken off.
+pub async fn run(arguments: &Demo, asked_to_stop: impl Future<Output = Result<(), BoxError>>) -> Result<(), BoxError> {
+    if std::env::var_os("RUST_LOG").is_some() {
+        logs::init(LogFormat::Text)?;
+    }
+    let mut asked_to_stop = std::pin::pin!(asked_to_stop);
+    let (mut out, mut err) = (io::stdout(), io::stderr());
+    let mut world = World::start(&arguments.fault).await?;
+    let table = Table::new(out.is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    let played = async {
+        if !arguments.json {
+            writeln!(out, "{}", table.head(&world))?;
+        }
+        let mut report = Report::default();
+        for (group, steps) in STEPS {
+            if !arguments.json {
+                writeln!(out, "{}", table.group(group))?;
+            }
+            for step in *steps {
+                report.steps.push(play(step, &mut world).await);
+                if let Some(played) = report.steps.last().filter(|_| !arguments.json) {
+                    writeln!(out, "{}", table.row(report.steps.len(), played))?;
+                }
+            }
+        }
+        match arguments.json {
+            true => writeln!(out, "{}", report.json())?,
+            false => writeln!(out, "{}", table.summary(&report, arguments.serve))?,
+        }
+        Ok::<_, io::Error>(report)
+    };
+    let ended = tokio::select! {
+        ended = played => ended.map_err(Into::into),
+        asked = asked_to_stop.as_mut() => asked.and(Err("stopped before the last step".into())),
+    };
+    if arguments.serve && ended.is_ok() {
+        let text = serve::text(&world);
+        match arguments.json {
+            true => writeln!(err, "{text}")?,
+            false => writeln!(out, "{text}")?,
+        }
+        asked_to_stop.await?;
+    }
+    world.stop().await;
+    match ended?.failed() {
+        0 => Ok(()),
+        failed => Err(format!("steps that failed: {failed}").into()),
+    }
+}
+
+/// Plays a step and waits until nothing of it is left.
+async fn play(step: &Step, world: &mut World) -> Played {
+    world.forget();
+    let start = Instant::now();
+    let seen = match timeout(PATIENCE, (step.play)(world)).await {
+        Ok(Ok(seen)) => seen,
+        Ok(Err(error)) => Seen::wrong(error.to_string()),
+        Err(_) => Seen::wrong(format!("not over after {} s", PATIENCE.as_secs())),
+    };
+    let took = start.elapsed();
+    let is_idle = world.idle().await;
+    let mut platform = world.platform_saw();
+    if !is_idle {
+        platform.push_str(", not over");
+    }
+    let as_told = seen.verdict.unwrap_or_else(|| seen.bot == step.bot && platform == step.platform);
+    Played { ok: as_told && is_idle, step: *step, bot: seen.bot, platform, requests: world.requests(), took }
+}

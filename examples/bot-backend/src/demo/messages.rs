@@ -1,0 +1,60 @@
+//! Good messages.
+
+use coze_core::BoxError;
+use serde_json::Value;
+
+use super::{
+    http::Answer,
+    step::Seen,
+    world::{ACME, GLOBEX, INITECH, World},
+};
+
+pub(super) async fn to_acme(world: &mut World) -> Result<Seen, BoxError> {
+    let message = world.message(ACME);
+    Ok(world.send(&message).await?.said().into())
+}
+
+pub(super) async fn to_globex(world: &mut World) -> Result<Seen, BoxError> {
+    let message = world.message(GLOBEX);
+    Ok(world.send(&message).await?.said().into())
+}
+
+pub(super) async fn to_initech(world: &mut World) -> Result<Seen, BoxError> {
+    let message = world.message(INITECH);
+    let answer = stream(world, &message).await?;
+    let mut events = events(&answer);
+    let Some((name, done)) = events.pop().filter(|(name, _)| name == "done") else {
+        return Ok(Seen::wrong(format!("{}, without an end", answer.said())));
+    };
+    let pieces: String = events.iter().filter_map(|(_, data)| data["content"].as_str()).collect();
+    if events.len() < 2 || Some(pieces.as_str()) != done["content"].as_str() {
+        return Ok(Seen::wrong(format!("{}, {} pieces: {pieces:?}, {name}: {done}", answer.said(), events.len())));
+    }
+    Ok(format!("{} stream {pieces:?}", answer.status.as_u16()).into())
+}
+
+pub(super) async fn twice(world: &mut World) -> Result<Seen, BoxError> {
+    let message = world.message(INITECH);
+    let (first, second) = (world.send(&message).await?, world.send(&message).await?);
+    match first.body == second.body {
+        true => Ok(format!("{} twice", first.said()).into()),
+        false => Ok(Seen::wrong(format!("{}, then {}", first.said(), second.said()))),
+    }
+}
+
+/// Sends a message and asks for a stream.
+pub(super) async fn stream(world: &World, message: &Value) -> Result<Answer, BoxError> {
+    let mut request = world.signed(message)?;
+    request.headers_mut().insert("accept", "text/event-stream".parse()?);
+    world.http.send(request).await
+}
+
+/// The events of a stream: their names and data.
+pub(super) fn events(answer: &Answer) -> Vec<(String, Value)> {
+    let text = String::from_utf8_lossy(&answer.body);
+    let event = |event: &str| {
+        let (name, data) = event.strip_prefix("event: ")?.split_once("\ndata: ")?;
+        Some((name.to_owned(), serde_json::from_str(data).ok()?))
+    };
+    text.split_terminator("\n\n").filter_map(event).collect()
+}

@@ -1,0 +1,64 @@
+//! What ends early.
+
+use std::{mem, time::Duration};
+
+use coze_core::BoxError;
+use coze_sim::{Fault, FaultKind};
+use tokio::net::TcpStream;
+
+use crate::Backend;
+
+use super::{
+    step::Seen,
+    world::{ACME, CANCEL, CHAT, GLOBEX, LOOK, World, soon},
+};
+
+/// Longer than a step lasts.
+pub(super) const LONG: Duration = Duration::from_secs(3600);
+
+pub(super) async fn cancelled(world: &mut World) -> Result<Seen, BoxError> {
+    world.sim.fault(Fault { delay: LONG, ..Fault::new(LOOK, FaultKind::Pass) })?;
+    let message = world.message(GLOBEX);
+    let (http, request) = (world.http.clone(), world.signed(&message)?);
+    let caller = tokio::spawn(async move { http.send(request).await });
+    let is_waiting = soon(|| world.requests_to(LOOK) == 1).await;
+    caller.abort();
+    if !is_waiting || !soon(|| world.requests_to(CANCEL) == 1).await || !world.idle().await {
+        return Ok(Seen::wrong("the platform was not told"));
+    }
+    let id = message["message_id"].as_str().unwrap_or_default();
+    let stored = world.backend.store().message(GLOBEX, id).await?.map_or("nothing".into(), |stored| stored.status);
+    Ok(format!("{stored}, {} in flight", in_flight(world).await?).into())
+}
+
+pub(super) async fn drained(world: &mut World) -> Result<Seen, BoxError> {
+    world.fault(CHAT, FaultKind::DelayEvents { delay: Duration::from_millis(100) })?;
+    let message = world.message(ACME);
+    let (http, request) = (world.http.clone(), world.signed(&message)?);
+    let caller = tokio::spawn(async move { http.send(request).await });
+    if !soon(|| world.requests_to(CHAT) == 1).await {
+        return Ok(Seen::wrong("the platform was not asked"));
+    }
+
+    let successor = Backend::start(&world.config, false).await?;
+    let stopping = mem::replace(&mut world.backend, successor);
+    let address = stopping.url().trim_start_matches("http://").to_owned();
+    let drained = stopping.stop().await;
+    let answer = caller.await??;
+    if !drained || TcpStream::connect(address).await.is_ok() {
+        return Ok(Seen::wrong(format!("{}, but not all was drained", answer.said())));
+    }
+    let again = world.send(&message).await?;
+    match again.body == answer.body {
+        true => Ok(format!("{}, a new bot knows it, the old takes no more", answer.said()).into()),
+        false => Ok(Seen::wrong(format!("{}, and a new bot says {}", answer.said(), again.said()))),
+    }
+}
+
+/// Requests that have not ended, on both sides of the bot, as its metrics have them.
+async fn in_flight(world: &World) -> Result<f64, BoxError> {
+    let metrics = world.http.get(&format!("{}/metrics", world.backend.url())).await?;
+    let text = String::from_utf8_lossy(&metrics.body).into_owned();
+    let gauges = text.lines().filter(|line| !line.starts_with('#') && line.contains("_in_flight"));
+    Ok(gauges.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}
