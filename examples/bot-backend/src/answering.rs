@@ -2,15 +2,15 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use coze_core::{Context, Error, Kind, Retry};
+use coze_core::{Context, ConversationId, Error, Kind, Retry};
 use tokio::{
-    sync::mpsc,
+    sync::{SetOnce, mpsc},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::Instrument;
@@ -26,10 +26,14 @@ use crate::{
 const PIECES: usize = 32;
 /// Bytes of an answer.
 const MAX_ANSWER: usize = 1 << 20;
+/// Time for the platform to say the id of a chat that nobody waits for any more, so that it can be cancelled.
+const HEAR: Duration = Duration::from_secs(2);
 /// Time for telling the platform that a chat is cancelled.
 const CANCEL: Duration = Duration::from_secs(5);
 /// Time that a stream gets to end by itself after the answer is complete, so that its connection can be used again.
 const LINGER: Duration = Duration::from_secs(1);
+/// The reasons of ours for which a call to the platform is given up in its middle.
+const ABANDONED: [&str; 3] = ["answer_timeout", "cancelled", "stopping"];
 /// Time by which a message that was received may be late in being answered before another try may begin.
 const MARGIN: Duration = Duration::from_secs(30);
 
@@ -44,7 +48,11 @@ pub(crate) enum Piece {
 /// What is known of the platform's side while a message is answered.
 #[derive(Debug, Default)]
 struct Progress {
-    chat: OnceLock<Running>,
+    /// The platform was asked to begin a chat.
+    is_asked: AtomicBool,
+    /// It said which chat that is.
+    chat: SetOnce<Running>,
+    /// It said that the chat is over.
     is_over: AtomicBool,
 }
 
@@ -85,15 +93,22 @@ impl App {
     async fn try_once(&self, context: Context, message: Message, attempt: i64, pieces: mpsc::Sender<Piece>) {
         let progress = Progress::default();
         let deadline = context.deadline.get().map_or_else(|| Instant::now() + self.request_timeout, |d| (*d).into());
+        let mut ask = Box::pin(self.ask(&context, &message, &pieces, &progress));
         let ended = tokio::select! {
             biased;
-            ended = timeout_at(deadline, self.ask(&context, &message, &pieces, &progress)) => ended.unwrap_or_else(|_| {
+            ended = timeout_at(deadline, &mut ask) => ended.unwrap_or_else(|_| {
                 Err(Error::new(Kind::Timeout, "answer_timeout").with_message("the bot did not answer in time"))
             }),
             () = pieces.closed() => Err(Error::new(Kind::Cancelled, "cancelled").with_message("the caller went away")),
             () = self.stop.cancelled() => Err(Error::new(Kind::Unavailable, "stopping")
                 .with_message("the service is being stopped").with_retry(Retry::Never)),
         };
+        // Given up while the platform begins a chat. In all other cases the future must go now: it may hold a connection of
+        // the database, which others wait for.
+        let is_beginning = ended.as_ref().is_err_and(|error| ABANDONED.contains(&error.reason()))
+            && progress.is_asked.load(Ordering::Relaxed)
+            && progress.chat.get().is_none();
+        let beginning = is_beginning.then_some(ask);
         let last = match ended {
             Ok(answer) => match self.keep(&message, attempt, Outcome::Answered(&answer)).await {
                 Ok(()) => Piece::Done(answer),
@@ -113,7 +128,15 @@ impl App {
             }
         };
         send(&pieces, last).await;
-        drop(pieces);
+        if let Some(beginning) = beginning {
+            let heard = async {
+                tokio::select! {
+                    _ = beginning => {}
+                    _ = progress.chat.wait() => {}
+                }
+            };
+            let _ = timeout(HEAR, heard).await;
+        }
         if let (Answerer::Platform(platform), Some(chat)) = (&self.answerer, progress.chat.get())
             && !progress.is_over.load(Ordering::Relaxed)
         {
@@ -167,6 +190,7 @@ impl App {
         progress: &Progress,
     ) -> Result<Answer, Error> {
         let bot = self.bots.get(&message.bot).ok_or_else(|| Error::new(Kind::Internal, "bot_lost"))?;
+        progress.is_asked.store(true, Ordering::Relaxed);
         let question = Question {
             bot: bot.platform_id().as_str(),
             user: message.user.as_str(),
@@ -257,6 +281,12 @@ impl App {
         if running.conversation.is_empty() || known == Some(&running.conversation) {
             return Ok(());
         }
+        ConversationId::new(&running.conversation).map_err(|e| {
+            Error::new(Kind::Upstream, "platform_nonsense")
+                .with_message("the platform's conversation id is none")
+                .with_retry(Retry::Never)
+                .with_source(e)
+        })?;
         self.store.keep_conversation(message, &running.conversation).await?;
         self.sessions.put(message, &running.conversation).await
     }

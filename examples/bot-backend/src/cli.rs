@@ -24,6 +24,8 @@ pub enum Command {
     Serve(Serve),
     /// Simulate the platform, for trying things out
     Sim(Sim),
+    /// Play what there is against the simulated platform, and say of each step whether it went as it should
+    Demo(Demo),
 }
 
 /// Arguments of `serve`. What is given here or in the environment overrides the file.
@@ -65,6 +67,24 @@ pub struct Sim {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
+}
+
+/// Arguments of `demo`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Demo {
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Leave everything running after the last step, and say where it is
+    #[arg(long)]
+    pub serve: bool,
+    /// Let the platform go wrong in a further way, as its control endpoint takes it; steps will fail
+    #[arg(long, value_name = "JSON", value_parser = fault)]
+    pub fault: Vec<coze_sim::Fault>,
+}
+
+fn fault(text: &str) -> Result<coze_sim::Fault, serde_json::Error> {
+    serde_json::from_str(text)
 }
 
 /// The bot of `serve --echo` without a file.

@@ -2,13 +2,14 @@
 
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod logs;
 pub mod message;
 pub mod store;
 
 mod answering;
 mod app;
-mod bot;
+mod backend;
 mod callback;
 mod idle;
 mod metrics;
@@ -22,4 +23,4 @@ mod stack;
 mod transport;
 mod webhook;
 
-pub use bot::Bot;
+pub use backend::Backend;

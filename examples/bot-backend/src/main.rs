@@ -3,9 +3,9 @@
 use std::{iter::successors, process::ExitCode};
 
 use bot_backend::{
-    Bot,
+    Backend,
     cli::{Cli, Command, DEV_BOT, Serve, Sim},
-    logs,
+    demo, logs,
 };
 use clap::Parser;
 use coze_core::{BoxError, redact};
@@ -16,6 +16,7 @@ async fn main() -> ExitCode {
     let ended = match Cli::parse().command {
         Command::Serve(arguments) => serve(&arguments).await,
         Command::Sim(arguments) => sim(&arguments).await,
+        Command::Demo(arguments) => demo::run(&arguments, asked_to_stop()).await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -31,9 +32,9 @@ async fn main() -> ExitCode {
 
 async fn serve(arguments: &Serve) -> Result<(), BoxError> {
     let (config, made_up_key) = arguments.configure()?;
-    logs::init(config.log);
-    let bot = Bot::start(&config, arguments.echo).await?;
-    println!("listening on {}", bot.url());
+    logs::init(config.log)?;
+    let backend = Backend::start(&config, arguments.echo).await?;
+    println!("listening on {}", backend.url());
     if let Some(key) = made_up_key {
         println!("the bot {DEV_BOT:?} takes messages signed with the key {key}, until this process ends:");
         println!();
@@ -41,11 +42,11 @@ async fn serve(arguments: &Serve) -> Result<(), BoxError> {
             "  body='{{\"bot_id\":\"{DEV_BOT}\",\"conversation_id\":\"c1\",\"user_id\":\"u1\",\"content\":\"hello\"}}'"
         );
         println!("  signature=$(printf %s \"$body\" | openssl dgst -sha256 -hmac {key} -r | cut -d' ' -f1)");
-        println!("  curl -sS {}/webhook -H \"X-Signature: $signature\" -d \"$body\"", bot.url());
+        println!("  curl -sS {}/webhook -H \"X-Signature: $signature\" -d \"$body\"", backend.url());
     }
     asked_to_stop().await?;
     tokio::select! {
-        _ = bot.stop() => Ok(()),
+        _ = backend.stop() => Ok(()),
         again = asked_to_stop() => again.and(Err("stopped at once, at the second signal".into())),
     }
 }

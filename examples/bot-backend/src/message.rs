@@ -51,6 +51,10 @@ impl Message {
         if content.trim().is_empty() {
             return Err(invalid("content", "is empty"));
         }
+        // PostgreSQL has no text with it.
+        if content.contains('\0') {
+            return Err(invalid("content", "must not contain the character NUL"));
+        }
         let message_id = match fields.get("message_id") {
             None | Some(Value::Null) => format!("m-{:032x}", fastrand::u128(..)),
             Some(_) => required(&fields, "message_id")?.to_owned(),
@@ -181,6 +185,12 @@ mod tests {
         body = good();
         body["content"] = json!(" \n");
         assert_eq!(parse(&body).expect_err("empty"), "field_invalid: the field content: is empty");
+        body = good();
+        body["content"] = json!("a\0b");
+        assert_eq!(
+            parse(&body).expect_err("NUL"),
+            "field_invalid: the field content: must not contain the character NUL"
+        );
         for id in ["", "a\u{0}", &"x".repeat(129)] {
             body = good();
             body["message_id"] = json!(id);

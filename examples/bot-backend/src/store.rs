@@ -128,13 +128,15 @@ impl Store {
             Outcome::Cancelled => ("cancelled", "cancelled", None),
         };
         let usage = answer.map(|a| a.usage).unwrap_or_default();
+        // PostgreSQL has no text with this character.
+        let content = answer.map_or(String::new(), |a| a.content.replace('\0', ""));
         let update = sqlx::query(
             "UPDATE messages SET status = $1, reason = $2, answer = $3, input_tokens = $4, output_tokens = $5, \
              finished_at = $6 WHERE bot_id = $7 AND message_id = $8 AND attempt = $9 AND status = 'received'",
         )
         .bind(status)
         .bind(reason)
-        .bind(answer.map_or("", |a| a.content.as_str()))
+        .bind(content)
         .bind(i64::from(usage.input_count))
         .bind(i64::from(usage.output_count))
         .bind(now())

@@ -42,8 +42,13 @@ where
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(connect));
     tcp.enforce_http(false);
-    let tls =
-        HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_all_versions().wrap_connector(tcp);
+    let tls = HttpsConnectorBuilder::new()
+        // Named, because a second provider among the dependencies would make the choice a panic.
+        .with_provider_and_webpki_roots(rustls::crypto::aws_lc_rs::default_provider())
+        .expect("the provider has the default protocol versions")
+        .https_or_http()
+        .enable_all_versions()
+        .wrap_connector(tcp);
     let client = Client::builder(TokioExecutor::new())
         .pool_max_idle_per_host(POOL.0)
         .pool_idle_timeout(POOL.1)

@@ -58,8 +58,6 @@ async fn a_conversation_goes_on_where_it_was() {
         sent["content"] = json!(content);
         sent["message_id"] = json!(content);
         assert_eq!(world.post(&sent).await.json()["data"]["content"], format!("You said: {content}"));
-        // One message a second of one user.
-        tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     let queries: Vec<_> = world.sim.requests().into_iter().map(|request| request.query).collect();
     assert_eq!(queries[0], "");
@@ -73,7 +71,6 @@ async fn a_conversation_that_the_platform_forgot_begins_anew() {
     assert_eq!(world.post(&sent).await.status, 200);
     world.fault("/v3/chat", code(4002));
     sent["message_id"] = json!("again");
-    tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(world.post(&sent).await.json()["data"]["content"], "You said: one");
     assert_eq!(world.sim.requests().last().map(|request| request.query.clone()).as_deref(), Some(""));
 }
@@ -202,6 +199,15 @@ async fn a_deadline_ends_the_wait_and_the_chat() {
     assert_eq!(world.post(&sent).await.status, 504);
     assert_eq!(world.stored(&sent).await.reason, "answer_timeout");
     eventually("cancelled", async || world.sim.counts().requests("POST /v3/chat/cancel") == 1).await;
+}
+
+#[tokio::test]
+async fn a_platform_without_the_promised_tls_is_not_talked_to() {
+    let world = World::start().await;
+    let url = world.sim.url().replace("http://", "https://").parse().expect("a URL");
+    let world = World::with(Config::default(), |config| config.platform.url = url).await;
+    let answer = world.send(BOT, "hello").await;
+    assert_eq!((answer.status.as_u16(), answer.json()["msg"].as_str()), (503, Some("the platform cannot be reached")));
 }
 
 #[tokio::test]

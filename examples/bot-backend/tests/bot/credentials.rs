@@ -1,6 +1,6 @@
 //! How the bot authenticates to the platform.
 
-use bot_backend::{Bot, config::ServiceAccount};
+use bot_backend::{Backend, config::ServiceAccount};
 use coze_sim::{App, Config, FaultKind};
 use tempfile::TempDir;
 
@@ -69,16 +69,16 @@ async fn without_credentials_it_does_not_start() {
     let world = World::start().await;
     let mut config = config(&world.sim, &world.folder);
     config.platform.token = None;
-    let error = Bot::start(&config, false).await.expect_err("no token");
+    let error = Backend::start(&config, false).await.expect_err("no token");
     assert!(error.to_string().contains("BOT_PLATFORM_TOKEN"), "{error}");
 
     let private_key_file = world.folder.path().join("no.pem");
     let mut account = ServiceAccount { client_id: "c".into(), key_id: "k".into(), private_key_file };
     config.platform.service_account = Some(account.clone());
-    let error = Bot::start(&config, false).await.expect_err("no file").to_string();
+    let error = Backend::start(&config, false).await.expect_err("no file").to_string();
     assert!(error.ends_with("no.pem cannot be read"), "{error}");
     account.private_key_file = world.folder.path().join("bot.db");
     config.platform.service_account = Some(account);
-    let error = Bot::start(&config, false).await.expect_err("no key").to_string();
+    let error = Backend::start(&config, false).await.expect_err("no key").to_string();
     assert!(error.ends_with("holds no RSA key in PEM"), "{error}");
 }

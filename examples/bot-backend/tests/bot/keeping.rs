@@ -2,27 +2,20 @@
 
 use std::time::Duration;
 
-use bot_backend::Bot;
+use bot_backend::Backend;
 use coze_sim::{Config, FaultKind};
 use serde_json::json;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::support::{BOT, POLLING, World, config, events, eventually, message};
-
-/// One message a second of one user.
-async fn a_second() {
-    sleep(Duration::from_millis(1050)).await;
-}
 
 #[tokio::test]
 async fn a_message_that_comes_again_gets_the_answer_it_got() {
     let world = World::start().await;
     let sent = message(BOT, "hello");
     let first = world.post(&sent).await;
-    a_second().await;
     let second = world.post(&sent).await;
     assert_eq!((first.status, &first.body), (second.status, &second.body));
-    a_second().await;
     let mut request = world.signed(&sent);
     request.headers_mut().insert("accept", "text/event-stream".parse().expect("valid"));
     let events = events(world.http.send(request).await.text());
@@ -39,7 +32,6 @@ async fn an_id_belongs_to_one_message() {
     {
         let kept = sent[field].clone();
         sent[field] = json!(value);
-        a_second().await;
         let answer = world.post(&sent).await;
         assert_eq!(
             (answer.status.as_u16(), answer.json()["msg"].as_str()),
@@ -80,7 +72,6 @@ async fn a_message_that_failed_may_be_tried_again() {
     assert_eq!(world.stored(&sent).await.status, "failed");
     // The platform's chat is cancelled, so the conversation is free for the next one.
     eventually("cancelled", async || world.sim.counts().requests("POST /v3/chat/cancel") == 1).await;
-    a_second().await;
     assert_eq!(world.post(&sent).await.json()["data"]["content"], "You said: hello");
     assert_eq!(world.stored(&sent).await.status, "answered");
 }
@@ -93,11 +84,10 @@ async fn a_restart_keeps_messages_and_conversations() {
     let World { sim, bot, folder, http } = world;
     assert!(bot.stop().await);
 
-    let bot = Bot::start(&config(&sim, &folder), false).await.expect("started again");
+    let bot = Backend::start(&config(&sim, &folder), false).await.expect("started again");
     let world = World { sim, bot, folder, http };
     assert_eq!(world.post(&sent).await.body, first.body);
     assert_eq!(world.sim.counts().requests("POST /v3/chat"), 1);
-    a_second().await;
     sent["message_id"] = json!("the next one");
     assert_eq!(world.post(&sent).await.status, 200);
     let requests = world.sim.requests();
@@ -146,4 +136,55 @@ async fn a_caller_who_goes_away_before_the_chat_began_is_not_answered() {
     eventually("stored", async || world.stored(&sent).await.status == "cancelled").await;
     assert_eq!(world.sim.counts().requests("POST /v3/chat/cancel"), 0, "there is no chat whose id is known");
     eventually("nothing runs", async || world.sim.counts().in_flight == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_who_go_away_at_any_moment_leave_nothing_behind() {
+    let limits = coze_sim::Limits { chat_qps: 0, ..Default::default() };
+    let world = World::with(Config { limits, ..Config::default() }, |config| {
+        config.limits.app_qps = 10_000.try_into().expect("not zero");
+        config.limits.bot_concurrency = 60.try_into().expect("not zero");
+    })
+    .await;
+    let all = coze_sim::Fault { times: 120, ..coze_sim::Fault::new("/v3/chat", slow(Duration::from_millis(10))) };
+    world.sim.fault(all).expect("possible");
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut callers = tokio::task::JoinSet::new();
+    let mut messages = Vec::new();
+    for number in 0..60 {
+        for bot in [BOT, POLLING] {
+            let sent = message(bot, "a story of some length");
+            let mut request = world.signed(&sent);
+            if number % 2 == 0 {
+                request.headers_mut().insert("accept", "text/event-stream".parse().expect("valid"));
+            }
+            let patience = Duration::from_millis(random.u64(0..250));
+            messages.push(sent);
+            callers.spawn(async move {
+                let http = coze_tests::Http::new();
+                let _ = timeout(patience, http.send(request)).await;
+            });
+        }
+    }
+    callers.join_all().await;
+    let mut counts = std::collections::BTreeMap::<String, u32>::new();
+    for sent in &messages {
+        let (bot, id) = (sent["bot_id"].as_str().expect("text"), sent["message_id"].as_str().expect("text"));
+        // One that never arrived is not stored.
+        let ended = async || {
+            world.bot.store().message(bot, id).await.expect("a database").is_none_or(|m| m.status != "received")
+        };
+        eventually("it has ended", ended).await;
+        let stored = world.bot.store().message(bot, id).await.expect("a database");
+        *counts.entry(stored.map_or("absent".into(), |m| m.status)).or_default() += 1;
+    }
+    assert!(counts.contains_key("cancelled") && !counts.contains_key("failed"), "{counts:?}");
+    eventually("nothing runs", async || world.sim.counts().running_chats == 0 && world.sim.counts().in_flight == 0)
+        .await;
+    assert_eq!(world.send(BOT, "hello").await.status, 200);
+    assert!(timeout(Duration::from_secs(5), world.bot.stop()).await.expect("in time"));
+}
+
+fn slow(delay: Duration) -> FaultKind {
+    FaultKind::DelayEvents { delay }
 }

@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{BOT, KEY, POLLING, World, message};
+use crate::support::{BOT, KEY, POLLING, World, eventually, message};
 
 /// Status and code of a refusal in the platform's envelope, and what it says.
 fn refusal(answer: &Answer) -> (u16, i64, String) {
@@ -153,50 +153,53 @@ async fn what_is_not_there_is_said_in_the_same_format() {
     );
 }
 
-#[tokio::test]
-async fn a_burst_over_each_of_the_three_limits_is_refused_with_a_time() {
-    let world = World::with(Config::default(), |config| {
-        config.limits.app_qps = 3.try_into().expect("not zero");
-        config.bots[0].concurrency = 1.try_into().ok();
-    })
-    .await;
-    let limit = |answer: &Answer| {
-        assert_eq!(answer.status, 429, "{}", answer.text());
-        (answer.status.as_u16(), answer.headers["ratelimit-policy"].to_str().expect("text").to_owned())
-    };
+/// Status and policy of a refusal by a limit.
+fn limit(answer: &Answer) -> (u16, &str) {
+    assert_eq!(answer.status, 429, "{}", answer.text());
+    (answer.status.as_u16(), answer.headers["ratelimit-policy"].to_str().expect("text"))
+}
 
-    // One user, twice.
+#[tokio::test]
+async fn a_user_who_writes_too_fast_is_told_when_to_come_back() {
+    let world = World::with(Config::default(), |config| config.bots[0].user_per_second = 1.try_into().ok()).await;
     let mut sent = message(BOT, "hello");
     assert_eq!(world.post(&sent).await.status, 200);
     sent["message_id"] = json!("another");
     let refused = world.post(&sent).await;
-    assert_eq!(limit(&refused), (429, "\"user\";q=1;w=1".to_owned()));
-    assert_eq!(
-        (&refused.headers["retry-after"], &refused.headers["x-ratelimit-limit"]),
-        (&HeaderValue::from(1), &HeaderValue::from(1))
-    );
+    assert_eq!(limit(&refused), (429, "\"user\";q=1;w=1"));
+    let (wait, quota) = (&refused.headers["retry-after"], &refused.headers["x-ratelimit-limit"]);
+    assert_eq!((wait, quota), (&HeaderValue::from(1), &HeaderValue::from(1)));
+    assert_eq!(world.send(BOT, "hello").await.status, 200, "somebody else");
+}
 
-    // One bot, twice at once.
+#[tokio::test]
+async fn a_bot_answers_so_many_at_once() {
+    let world = World::with(Config::default(), |config| config.bots[0].concurrency = 1.try_into().ok()).await;
     world.fault("/v3/chat", FaultKind::DelayEvents { delay: Duration::from_millis(100) });
-    let request = world.signed(&message(BOT, "hello"));
-    let slow = world.http.send(request);
     let second = async {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        world.send(BOT, "hello").await
+        eventually("the first one runs", async || world.sim.counts().running_chats == 1).await;
+        tokio::join!(world.send(BOT, "hello"), world.send(POLLING, "hello"))
     };
-    let (slow, second) = tokio::join!(slow, second);
-    assert_eq!(
-        (slow.status.as_u16(), limit(&second)),
-        (200, (429, "\"bot\";q=1;qu=\"concurrent-requests\"".to_owned()))
-    );
+    let (first, (second, other)) = tokio::join!(world.send(BOT, "hello"), second);
+    assert_eq!(limit(&second), (429, "\"bot\";q=1;qu=\"concurrent-requests\""));
+    assert_eq!((first.status.as_u16(), other.status.as_u16()), (200, 200), "another bot has slots of its own");
+    assert_eq!(world.send(BOT, "hello").await.status, 200, "the slot is free again");
+}
 
-    // Everybody.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let mut answers = Vec::new();
-    for _ in 0..4 {
-        answers.push(world.send(BOT, "hello").await);
-    }
-    assert_eq!(limit(&answers[3]), (429, "\"app\";q=3;w=1".to_owned()));
+#[tokio::test]
+async fn all_bots_together_take_so_many_a_second() {
+    let world = World::with(Config::default(), |config| {
+        config.limits.app_qps = 3.try_into().expect("not zero");
+        // What is its own does not take the bot out of what is shared.
+        config.bots[0].concurrency = 7.try_into().ok();
+    })
+    .await;
+    let sends = [BOT, POLLING, BOT, POLLING].map(|bot| world.send(bot, "hello"));
+    let [one, two, three, four] = sends;
+    let (one, two, three, four) = tokio::join!(one, two, three, four);
+    let refused: Vec<_> = [&one, &two, &three, &four].into_iter().filter(|answer| answer.status != 200).collect();
+    assert_eq!(refused.len(), 1);
+    assert_eq!(limit(refused[0]), (429, "\"app\";q=3;w=1"));
 }
 
 /// What comes back for these bytes, until the connection ends.

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use bot_backend::{Bot, config::Secret, store::Store};
+use bot_backend::{Backend, config::Secret, store::Store};
 use coze_sim::Config;
 use coze_tests::{Postgres, Redis};
 use serde_json::json;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use crate::support::{BOT, POLLING, World, config, message};
+use crate::support::{BOT, POLLING, World, config, eventually, message};
 
 async fn with(postgres: &Postgres, redis: &Redis) -> World {
     World::with(Config::default(), |config| {
@@ -25,7 +25,7 @@ async fn messages_and_sessions_are_shared_by_two_nodes() {
     let mut other = config(&one.sim, &one.folder);
     other.storage.conversations = Secret::new(&postgres.url());
     other.storage.sessions = Secret::new(&redis.url());
-    let two = Bot::start(&other, false).await.expect("started");
+    let two = Backend::start(&other, false).await.expect("started");
 
     let mut sent = message(BOT, "hello");
     let first = one.post(&sent).await;
@@ -35,7 +35,6 @@ async fn messages_and_sessions_are_shared_by_two_nodes() {
     let world = World { sim, bot: two, folder, http };
     assert_eq!(world.post(&sent).await.body, first.body, "the other node knows the answer");
     assert_eq!(world.stored(&sent).await.status, "answered");
-    sleep(Duration::from_millis(1050)).await;
     sent["message_id"] = json!("the next one");
     assert_eq!(world.post(&sent).await.status, 200);
     let requests = world.sim.requests();
@@ -60,8 +59,10 @@ async fn of_equal_messages_at_the_same_time_one_is_answered() {
     assert_eq!(claims.iter().filter(|claim| *claim == "Ours(1)").count(), 1, "{claims:?}");
     assert_eq!(claims.iter().filter(|claim| *claim == "Running").count(), 2, "{claims:?}");
     // Whoever had it is gone: the next one takes over, and the late one changes nothing.
-    sleep(Duration::from_millis(5)).await;
-    assert_eq!(format!("{:?}", two.claim(&message, Duration::ZERO).await.expect("a database")), "Ours(2)");
+    eventually("taken over", async || {
+        format!("{:?}", two.claim(&message, Duration::ZERO).await.expect("a database")) == "Ours(2)"
+    })
+    .await;
     one.finish(&message, 1, bot_backend::store::Outcome::Cancelled).await.expect("a database");
     assert_eq!(two.message(BOT, &message.id).await.expect("a database").expect("stored").status, "received");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bot_backend::{
-    Bot,
+    Backend,
     config::{self, Config, Secret},
     store::Stored,
 };
@@ -15,6 +15,7 @@ use http::{Request, request};
 use http_body_util::Full;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::interval;
 
 /// The key of every bot here.
 pub(crate) const KEY: &str = "webhook-key";
@@ -41,6 +42,8 @@ pub(crate) fn config(sim: &Sim, folder: &TempDir) -> Config {
     config.platform.url = sim.url().parse().expect("a URL");
     config.platform.token = Some(Secret::new(coze_sim::TOKEN));
     config.storage.conversations = Secret::new(&format!("sqlite://{}/bot.db", folder.path().display()));
+    // A limit that is in the way of most tests; the others set it.
+    config.limits.user_per_second = 1000.try_into().expect("not zero");
     config.bots = vec![bot(BOT, "acme", true), bot(POLLING, "other", false)];
     config
 }
@@ -48,7 +51,7 @@ pub(crate) fn config(sim: &Sim, folder: &TempDir) -> Config {
 /// A platform and a bot.
 pub(crate) struct World {
     pub(crate) sim: Sim,
-    pub(crate) bot: Bot,
+    pub(crate) bot: Backend,
     pub(crate) folder: TempDir,
     pub(crate) http: Http,
 }
@@ -63,7 +66,7 @@ impl World {
         let folder = TempDir::new().expect("a folder");
         let mut config = config(&sim, &folder);
         change(&mut config);
-        let bot = Bot::start(&config, false).await.expect("started");
+        let bot = Backend::start(&config, false).await.expect("started");
         Self { sim, bot, folder, http: Http::new() }
     }
 
@@ -139,11 +142,12 @@ pub(crate) fn events(text: &str) -> Vec<(String, Value)> {
 
 /// Waits until it is so, at most 5 s.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, is_so: impl Fn() -> F) {
+    let mut looks = interval(Duration::from_millis(10));
     for _ in 0..500 {
+        looks.tick().await;
         if is_so().await {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("not within 5 s: {what}");
 }

@@ -22,16 +22,16 @@ use crate::{
     store::Store,
 };
 
-/// A service that runs, until [`Bot::stop`]. Dropped without that, it runs on.
+/// A service that runs, until [`Backend::stop`]. Dropped without that, it runs on.
 #[derive(Debug)]
-pub struct Bot {
+pub struct Backend {
     app: Arc<App>,
     server: Server,
     url: String,
     drain_timeout: Duration,
 }
 
-impl Bot {
+impl Backend {
     /// Opens the storage and begins to listen. With `echo` the service answers by itself, and the platform is not used.
     ///
     /// # Errors
