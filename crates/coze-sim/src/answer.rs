@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,15 +15,14 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    auth,
-    auth::Grant,
+    auth::{self, Grant},
     body::{OnAir, Script},
     call::{Call, query_pairs},
     control, digest,
     fault::{self, FaultKind},
     limit::Group,
     record::Recorded,
-    reply::{Refusal, Reply, envelope},
+    reply::{Event, Refusal, Reply, envelope},
     route::{self, Route},
     server::Reset,
     state::{Shared, State},
@@ -52,13 +52,12 @@ pub(crate) async fn answer(
     let found = route::find(parts.method.as_str(), parts.uri.path());
     let body = read(&shared, found.as_ref().map(|(route, _)| *route), body).await?;
     let route = found.as_ref().map_or(UNKNOWN, |(route, _)| route.name);
+    let is_public = found.as_ref().is_some_and(|(route, _)| route.group == Group::Public);
+    let mut recorded = record(&shared, &parts, route, body.as_deref().unwrap_or_default(), is_public);
     let (number, logid, fault) = {
-        let (now, unix) = (Instant::now(), shared.unix());
         let mut state = shared.lock();
-        let logid = state.ids.logid(unix);
-        let is_public = found.as_ref().is_some_and(|(route, _)| route.group == Group::Public);
-        let shown = body.as_ref().ok().filter(|_| !is_public);
-        let recorded = record(&shared, &parts, route, shown, body.as_deref().unwrap_or_default(), now, &logid);
+        let logid = state.ids.logid(shared.unix());
+        recorded.logid.clone_from(&logid);
         let number = state.record.request(recorded);
         let pattern = route.split_once(' ').map_or("", |(_, pattern)| pattern);
         let fault = state.faults.take(parts.method.as_str(), parts.uri.path(), pattern).unwrap_or_default();
@@ -117,32 +116,25 @@ async fn read(shared: &Shared, route: Option<&Route>, body: Incoming) -> Result<
     }
 }
 
-fn record(
-    shared: &Shared,
-    parts: &Parts,
-    route: &str,
-    shown: Option<&Bytes>,
-    body: &[u8],
-    now: Instant,
-    logid: &str,
-) -> Recorded {
+/// What is kept of a request; of the bodies of OAuth nothing, for they are secrets.
+fn record(shared: &Shared, parts: &Parts, route: &str, body: &[u8], is_secret: bool) -> Recorded {
     let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
-    let shown = shown.map(|body| &body[..body.len().min(shared.config.keep.body_bytes)]);
+    let shown = if is_secret { 0 } else { body.len().min(shared.config.keep.body_bytes) };
     Recorded {
         number: 0,
-        at: now.duration_since(shared.started),
+        at: Instant::now().duration_since(shared.started),
         method: parts.method.to_string(),
         path: parts.uri.path().to_owned(),
         query: parts.uri.query().unwrap_or_default().to_owned(),
         route: route.to_owned(),
         token: auth::bearer(&parts.headers).map(digest::fingerprint),
         tenant: header(&shared.config.tenant_header).map(str::to_owned),
-        body: shown.map(|body| String::from_utf8_lossy(body).into_owned()).unwrap_or_default(),
+        body: String::from_utf8_lossy(&body[..shown]).into_owned(),
         body_bytes: body.len(),
         body_sha256: digest::sha256(body),
         status: 0,
         outcome: String::new(),
-        logid: logid.to_owned(),
+        logid: String::new(),
     }
 }
 
@@ -171,14 +163,15 @@ struct Answer {
 
 enum Content {
     Whole(String),
-    Stream(Vec<crate::reply::Event>, Option<String>),
+    /// Events, and the chat that ends with them.
+    Stream(Vec<Event>, Option<String>),
 }
 
 const JSON: Option<&str> = Some("application/json; charset=utf-8");
 
 /// The answer of a fault that needs no handler.
 fn injected(kind: &FaultKind, logid: &str) -> Option<Answer> {
-    let pairs = |headers: &std::collections::BTreeMap<String, String>| headers.clone().into_iter().collect();
+    let pairs = |headers: &BTreeMap<String, String>| headers.clone().into_iter().collect();
     Some(match kind {
         FaultKind::Status { status, body, headers } => Answer {
             status: *status,

@@ -108,7 +108,7 @@ pub struct OAuth {
     pub device_interval: Duration,
     /// How error bodies are spelled. Default [`ErrorShape::All`].
     pub errors: ErrorShape,
-    /// What `aud` of an assertion may be besides the host the request came to. Default none.
+    /// What `aud` of an assertion may be besides the host the request came to, whose port does not matter. Default none.
     pub audiences: Vec<String>,
 }
 

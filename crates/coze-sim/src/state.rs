@@ -128,13 +128,14 @@ impl State {
 
     /// Lets a chat run, a new one or one that goes on; `due` is when it ends by itself.
     pub(crate) fn begin_chat(&mut self, chat: Chat, counted_as: &str, due: Option<Instant>) {
-        let (running, of_bot) = self.running.begin(&chat.id, counted_as, &chat.conversation, due);
-        self.record.chat_began(counted_as, running, of_bot);
+        let (id, conversation) = (chat.id.clone(), chat.conversation.clone());
         if let Some(known) = self.chats.get_mut(&chat.id) {
             *known = chat;
-        } else if let Some(gone) = self.chats.insert(chat.id.clone(), chat) {
+        } else if let Some(gone) = self.chats.insert(id.clone(), chat) {
             self.running.end(&gone.id);
         }
+        let (running, of_bot) = self.running.begin(&id, counted_as, &conversation, due);
+        self.record.chat_began(counted_as, running, of_bot);
     }
 
     /// A chat is over: what it was going to end with holds now, and what it said joins the conversation. A chat that was
