@@ -56,9 +56,9 @@ pub enum LogFormat {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
-    /// Bytes of a request body. Default 1 MiB.
+    /// Bytes of a request body. Default 256 KiB. Anybody can have one held for each connection, until it proves unsigned.
     pub body_limit: NonZeroUsize,
-    /// Connections at once; further ones wait to be accepted. Default 10 000.
+    /// Connections at once; further ones wait to be accepted. Default 2000.
     pub connections: NonZeroUsize,
     /// Time for the head of a request. Default 10 s.
     #[serde(rename = "header_timeout_seconds", deserialize_with = "seconds")]
@@ -183,8 +183,8 @@ impl Default for Config {
 impl Default for Http {
     fn default() -> Self {
         Self {
-            body_limit: NonZeroUsize::new(1 << 20).expect("not zero"),
-            connections: NonZeroUsize::new(10_000).expect("not zero"),
+            body_limit: NonZeroUsize::new(256 << 10).expect("not zero"),
+            connections: NonZeroUsize::new(2000).expect("not zero"),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(120),

@@ -72,15 +72,12 @@ impl Message {
     }
 }
 
-/// The author of a message, for layers that need no more of a body. Anything wrong with it is for [`Message::parse`] to say.
+/// The author of a message, for layers that need no more of a body: whom [`Message::parse`] takes for it, or nobody where that
+/// refuses the field. It reads the body in the same way, as a limit that counts somebody else is none.
 #[must_use]
 pub fn user(body: &[u8]) -> Option<UserId> {
-    #[derive(Deserialize)]
-    struct Author<'a> {
-        #[serde(borrow)]
-        user_id: std::borrow::Cow<'a, str>,
-    }
-    UserId::new(&serde_json::from_slice::<Author<'_>>(body).ok()?.user_id).ok()
+    let fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    id(&fields, "user_id").ok()
 }
 
 fn required<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<&'a str, Error> {
@@ -203,6 +200,13 @@ mod tests {
         let mut body = good();
         body["bot_id"] = json!("b2");
         assert!(parse(&body).expect_err("another").starts_with("bot_mismatch"));
+    }
+
+    #[test]
+    fn a_field_that_is_there_twice_names_the_same_author_for_all() {
+        let body = br#"{"user_id":"a","bot_id":"b1","conversation_id":"c","content":"hi","user_id":"b"}"#;
+        let message = Message::parse(body, &BotId::new("b1").expect("valid")).expect("good");
+        assert_eq!((user(body), message.user.as_str()), (Some(message.user.clone()), "b"));
     }
 
     proptest! {
