@@ -87,9 +87,12 @@ pub async fn run(arguments: &Demo, asked_to_stop: impl Future<Output = Result<()
 
 /// Plays a step and waits until nothing of it is left.
 async fn play(step: &Step, world: &mut World) -> Played {
-    world.forget();
     let start = Instant::now();
-    let seen = match timeout(PATIENCE, (step.play)(world)).await {
+    let playing = async {
+        world.begin()?;
+        (step.play)(world).await
+    };
+    let seen = match timeout(PATIENCE, playing).await {
         Ok(Ok(seen)) => seen,
         Ok(Err(error)) => Seen::wrong(error.to_string()),
         Err(_) => Seen::wrong(format!("not over after {} s", PATIENCE.as_secs())),

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{
     http::Answer,
     step::Seen,
-    world::{ACME, GLOBEX, INITECH, World},
+    world::{ACME, HOOLI, INITECH, World},
 };
 
 pub(super) async fn to_acme(world: &mut World) -> Result<Seen, BoxError> {
@@ -14,8 +14,8 @@ pub(super) async fn to_acme(world: &mut World) -> Result<Seen, BoxError> {
     Ok(world.send(&message).await?.said().into())
 }
 
-pub(super) async fn to_globex(world: &mut World) -> Result<Seen, BoxError> {
-    let message = world.message(GLOBEX);
+pub(super) async fn to_hooli(world: &mut World) -> Result<Seen, BoxError> {
+    let message = world.message(HOOLI);
     Ok(world.send(&message).await?.said().into())
 }
 

@@ -10,7 +10,7 @@ use crate::Backend;
 
 use super::{
     step::Seen,
-    world::{ACME, CANCEL, CHAT, GLOBEX, LOOK, World, soon},
+    world::{ACME, CANCEL, CHAT, HOOLI, LOOK, World, soon},
 };
 
 /// Longer than a step lasts.
@@ -18,7 +18,7 @@ pub(super) const LONG: Duration = Duration::from_secs(3600);
 
 pub(super) async fn cancelled(world: &mut World) -> Result<Seen, BoxError> {
     world.sim.fault(Fault { delay: LONG, ..Fault::new(LOOK, FaultKind::Pass) })?;
-    let message = world.message(GLOBEX);
+    let message = world.message(HOOLI);
     let (http, request) = (world.http.clone(), world.signed(&message)?);
     let caller = tokio::spawn(async move { http.send(request).await });
     let is_waiting = soon(|| world.requests_to(LOOK) == 1).await;
@@ -27,7 +27,7 @@ pub(super) async fn cancelled(world: &mut World) -> Result<Seen, BoxError> {
         return Ok(Seen::wrong("the platform was not told"));
     }
     let id = message["message_id"].as_str().unwrap_or_default();
-    let stored = world.backend.store().message(GLOBEX, id).await?.map_or("nothing".into(), |stored| stored.status);
+    let stored = world.backend.store().message(HOOLI, id).await?.map_or("nothing".into(), |stored| stored.status);
     Ok(format!("{stored}, {} in flight", in_flight(world).await?).into())
 }
 

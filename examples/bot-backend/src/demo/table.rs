@@ -10,8 +10,12 @@ use super::{
 
 /// Characters of the columns: what is played, what is sent, what the bot does, what the platform sees. With the number, the
 /// time and the verdict a line has 120.
-const WIDTHS: [usize; 4] = [18, 24, 28, 24];
+const WIDTHS: [usize; 4] = [17, 20, 27, 30];
 const HEADS: [&str; 4] = ["step", "sent", "the bot", "the platform saw"];
+
+/// Where to look next.
+const NEXT: &str = "\n\nTo try things yourself, --serve leaves all of this running. For programs there is --json. \
+                    RUST_LOG=info shows the log.";
 
 /// Lays out lines. With colours where a terminal shows them.
 #[derive(Clone, Copy, Debug)]
@@ -57,9 +61,8 @@ impl Table {
             })
             .collect();
         if !ok {
-            for (who, expected, got) in [("bot", played.step.bot, bot), ("platform", played.step.platform, platform)] {
-                lines.push(format!("      {who:8}  expected  {expected}\n                got       {got}"));
-            }
+            lines.push(format!("    expected of the bot: {}", played.step.bot));
+            lines.push(format!("    expected at the platform: {}", played.step.platform));
         }
         lines.join("\n")
     }
@@ -70,12 +73,7 @@ impl Table {
             n => self.colour("31;1", &format!("{n} FAILED")),
         };
         let (steps, requests, took) = (report.steps.len(), report.requests(), time(report.took()));
-        let next = match serves {
-            true => "",
-            false => {
-                "\nTo try things yourself:  bot-backend demo --serve     For programs:  --json     The bot's log:  RUST_LOG=info"
-            }
-        };
+        let next = if serves { "" } else { NEXT };
         format!("\n{verdict}: {steps} steps, {requests} requests to the platform, {took}.{next}")
     }
 
@@ -125,4 +123,23 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
         }
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_broken_at_spaces_and_words_that_are_too_long_anywhere() {
+        assert_eq!(wrap("", 5), [""]);
+        assert_eq!(wrap("a bc def", 5), ["a bc", "def"]);
+        assert_eq!(wrap("≥≥≥≥≥ ×", 5), ["≥≥≥≥≥", "×"]);
+        assert_eq!(wrap("a bcdefghijk l", 5), ["a", "bcdef", "ghijk", "l"]);
+    }
+
+    #[test]
+    fn colours_are_for_terminals() {
+        assert_eq!(Table::new(true).group("a"), "\n\x1b[1ma\x1b[0m");
+        assert_eq!(Table::new(false).group("a"), "\na");
+    }
 }

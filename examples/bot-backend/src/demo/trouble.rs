@@ -9,7 +9,7 @@ use super::{
     http::Answer,
     messages::{events, stream},
     step::Seen,
-    world::{ACME, CANCEL, CHAT, GLOBEX, LOOK, World, soon},
+    world::{ACME, CANCEL, CHAT, HOOLI, LOOK, World, soon},
 };
 
 pub(super) async fn too_many(world: &mut World) -> Result<Seen, BoxError> {
@@ -17,15 +17,15 @@ pub(super) async fn too_many(world: &mut World) -> Result<Seen, BoxError> {
 }
 
 pub(super) async fn bad_gateway(world: &mut World) -> Result<Seen, BoxError> {
-    sent_again(world, GLOBEX, LOOK, FaultKind::Html { status: 502 }, Duration::from_millis(1500)).await
+    sent_again(world, HOOLI, LOOK, FaultKind::Html { status: 502 }, Duration::from_millis(1500)).await
 }
 
 pub(super) async fn unavailable(world: &mut World) -> Result<Seen, BoxError> {
-    sent_again(world, GLOBEX, LOOK, status(503), Duration::from_millis(1500)).await
+    sent_again(world, HOOLI, LOOK, status(503), Duration::from_millis(1500)).await
 }
 
 pub(super) async fn gateway_timeout(world: &mut World) -> Result<Seen, BoxError> {
-    sent_again(world, GLOBEX, LOOK, FaultKind::Html { status: 504 }, Duration::from_secs(3)).await
+    sent_again(world, HOOLI, LOOK, FaultKind::Html { status: 504 }, Duration::from_secs(3)).await
 }
 
 /// A chat that the platform may have begun is not begun a second time.
@@ -105,10 +105,10 @@ async fn sent_again(
     let said = world.send(&message).await?.said();
     let waited = match world.times_of(route)[..] {
         [first, second] => second - first,
-        ref times => return Ok(Seen::wrong(format!("{said}, asked {} times", times.len()))),
+        ref times => return Ok(Seen::wrong(format!("{said}, asked {}×", times.len()))),
     };
     match waited >= wait {
-        true => Ok(format!("{said}, ≥ {} s", wait.as_secs_f64()).into()),
-        false => Ok(Seen::wrong(format!("{said}, after {} ms already", waited.as_millis()))),
+        true => Ok(format!("{said} in ≥ {} s", wait.as_secs_f64()).into()),
+        false => Ok(Seen::wrong(format!("{said} in {} ms", waited.as_millis()))),
     }
 }

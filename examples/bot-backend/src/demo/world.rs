@@ -25,8 +25,8 @@ pub(super) const VERIFY: &str = "demo-verify-token";
 
 /// A bot of the tenant acme. It asks the platform for a stream.
 pub(super) const ACME: &str = "acme-helpdesk";
-/// A bot of the tenant globex. It asks the platform again and again whether the answer is there.
-pub(super) const GLOBEX: &str = "globex-sales";
+/// A bot of the tenant hooli. It asks the platform again and again whether the answer is there.
+pub(super) const HOOLI: &str = "hooli-sales";
 /// A bot of the tenant initech. It asks for a stream, and has higher limits for itself and for each user.
 pub(super) const INITECH: &str = "initech-hr";
 
@@ -52,13 +52,15 @@ pub(super) struct World {
     pub(super) backend: Backend,
     pub(super) config: Config,
     pub(super) http: Http,
+    /// What goes wrong on the platform in each step, besides what the step wants.
+    faults: Vec<Fault>,
     sent: u32,
     /// The database and the service account's key. Removed when this is dropped.
     _folder: TempDir,
 }
 
 impl World {
-    /// A platform that has `faults` already, and a bot.
+    /// A platform and a bot. These faults come on top in each step.
     pub(super) async fn start(faults: &[Fault]) -> Result<Self, BoxError> {
         let folder = tempfile::tempdir()?;
         let (app, key) = coze_sim::App::with_key("20000000000000000000000000000002.app.coze")?;
@@ -70,21 +72,18 @@ impl World {
             private_key_file: key_file,
         };
         let sim = Sim::start(platform(app)).await?;
-        for fault in faults {
-            sim.fault(fault.clone())?;
-        }
 
         let mut config = Config { listen: ([127, 0, 0, 1], 0).into(), ..Config::default() };
         config.platform.url = sim.url().parse()?;
         config.platform.service_account = Some(account);
         config.storage.conversations = Secret::new(&format!("sqlite://{}", folder.path().join("bot.db").display()));
-        config.bots = vec![bot(ACME)?, bot(GLOBEX)?, bot(INITECH)?];
+        config.bots = vec![bot(ACME)?, bot(HOOLI)?, bot(INITECH)?];
         config.bots[1].stream = false;
         config.bots[2].concurrency = 1000.try_into().ok();
         config.bots[2].user_per_second = 1000.try_into().ok();
         config.check()?;
         let backend = Backend::start(&config, false).await?;
-        Ok(Self { sim, backend, config, http: Http::new(), sent: 0, _folder: folder })
+        Ok(Self { sim, backend, config, http: Http::new(), faults: faults.to_vec(), sent: 0, _folder: folder })
     }
 
     pub(super) async fn stop(self) {
@@ -101,7 +100,7 @@ impl World {
             "conversation_id": format!("conversation-{n}"),
             "user_id": format!("user-{n}"),
             "message_id": format!("message-{n}"),
-            "content": "hello",
+            "content": "hi",
         })
     }
 
@@ -128,9 +127,11 @@ impl World {
         Ok(self.sim.fault(Fault::new(route, kind))?)
     }
 
-    /// Begins to count anew.
-    pub(super) fn forget(&self) {
+    /// A new step: nothing is counted yet, and nothing wrong that a former one wanted.
+    pub(super) fn begin(&self) -> Result<(), BoxError> {
         self.sim.clear_counts();
+        self.sim.clear_faults();
+        self.faults.iter().try_for_each(|fault| Ok(self.sim.fault(fault.clone())?))
     }
 
     /// How many requests the platform got.
@@ -157,7 +158,7 @@ impl World {
         .await
     }
 
-    /// What the platform was asked, and how it answered: `acme: chat 429 → ok`.
+    /// What the platform was asked, and how it answered: `acme: chat 429→ok`.
     pub(super) fn platform_saw(&self) -> String {
         let requests = self.sim.requests();
         let mut parts: Vec<String> = Vec::new();
@@ -175,7 +176,7 @@ impl World {
     }
 }
 
-/// Outcomes in their order: ` 429 → ok`, ` ×3` for three that were fine.
+/// Outcomes in their order: ` 429→ok`, ` ×3` for three that were fine.
 fn outcomes(requests: &[&Recorded]) -> String {
     let mut runs: Vec<(&str, usize)> = Vec::new();
     for request in requests {
@@ -192,10 +193,12 @@ fn outcomes(requests: &[&Recorded]) -> String {
     }
     let all_fine = runs.len() == 1 && runs[0].0 == "ok";
     let texts = runs.into_iter().map(|(outcome, times)| {
-        let outcome = if all_fine { String::new() } else { format!(" {outcome}") };
-        if times == 1 { outcome } else { format!("{outcome} ×{times}") }
+        let outcome = if all_fine { "" } else { outcome };
+        let times = if times == 1 { String::new() } else { format!(" ×{times}") };
+        format!("{outcome}{times}")
     });
-    texts.collect::<Vec<_>>().join(" →")
+    let text = texts.collect::<Vec<_>>().join("→");
+    if text.is_empty() { text } else { format!(" {}", text.trim_start()) }
 }
 
 /// Whether it is so, at once or after a while.
@@ -212,7 +215,7 @@ pub(super) async fn soon(is_so: impl Fn() -> bool) -> bool {
 /// A platform with a bot for each of ours, which greets in its tenant's name, and without a limit of its own: what is to be
 /// seen is that the bot keeps them.
 fn platform(app: coze_sim::App) -> coze_sim::Config {
-    let bots = [(ACME, "Acme"), (GLOBEX, "Globex"), (INITECH, "Initech")].map(|(id, name)| coze_sim::Bot {
+    let bots = [(ACME, "Acme"), (HOOLI, "Hooli"), (INITECH, "Initech")].map(|(id, name)| coze_sim::Bot {
         answers: vec![format!("{name}: {{content}}")],
         ..coze_sim::Bot::new(id, name)
     });

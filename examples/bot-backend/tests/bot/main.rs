@@ -4,6 +4,7 @@ mod answers;
 mod callbacks;
 mod config;
 mod credentials;
+mod demo;
 mod keeping;
 mod lifecycle;
 mod refusals;
