@@ -33,6 +33,14 @@ impl SecretBytes {
         secret
     }
 
+    /// Takes a copy; who owns the original wipes it.
+    #[cfg(feature = "vault")]
+    pub(crate) fn copy(bytes: &[u8]) -> Self {
+        let mut secret = Self::zeroed(bytes.len());
+        secret.slice().copy_from_slice(bytes);
+        secret
+    }
+
     /// Reads until the end; `None` if there are more bytes than `max`. No other copy is made.
     pub(crate) fn read(mut from: impl Read, max: usize) -> io::Result<Option<Self>> {
         let mut secret = Self::zeroed(max.saturating_add(1));

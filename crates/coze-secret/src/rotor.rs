@@ -94,6 +94,22 @@ impl<T> Rotor<T> {
         tracing::error!(secret = self.name, reason, "the lease of a secret is over");
     }
 
+    /// Takes all versions away, where that is what was wanted.
+    #[cfg(feature = "vault")]
+    pub(crate) fn end(&mut self, why: &Error) {
+        self.retire = None;
+        let number = self.versions.load().number;
+        self.store(Versions { current: None, previous: None, number, health: Health::Expired(why.reason()) });
+    }
+
+    /// Says that nobody looks for new versions any more, if there is somebody to tell and something left.
+    #[cfg(feature = "vault")]
+    pub(crate) fn orphan(&mut self, why: &Error) {
+        if !self.changes.is_closed() && self.current().is_some() {
+            self.fail(why);
+        }
+    }
+
     /// Waits until nobody holds the secret or a watch of it any more.
     pub async fn closed(&self) {
         self.changes.closed().await;

@@ -1,86 +1,16 @@
-//! Reads the memory of this very process: where is a secret, and where is it not any more?
+//! Secrets stand in memory where they must, and nowhere once they are dropped.
 #![cfg(target_os = "linux")]
 
-use std::{
-    fs::{self, File},
-    hint::black_box,
-    io::Read,
-    ops::Range,
-    os::unix::fs::FileExt,
-    path::Path,
-    time::Duration,
-};
+mod search;
+
+use std::{fs, hint::black_box, path::Path, time::Duration};
 
 use coze_secret::{Secret, SecretBytes, SecretFile, Versions};
+use search::{Needle, Search};
 use tokio::{sync::Mutex, time::sleep};
 
 /// One search at a time: another test's buffers would be found too.
 static ALONE: Mutex<()> = Mutex::const_new(());
-
-/// A secret that stands nowhere in memory until it is made: kept as the complement of its bytes.
-struct Needle([u8; 48]);
-
-impl Needle {
-    fn new() -> Self {
-        // Never zero and never text, so that it stays one run of bytes wherever it is copied.
-        Self(std::array::from_fn(|_| !fastrand::u8(b'0'..=b'z')))
-    }
-
-    fn make(&self) -> Vec<u8> {
-        self.0.iter().map(|byte| !byte).collect()
-    }
-
-    fn is_at(&self, window: &[u8]) -> bool {
-        window.iter().zip(&self.0).all(|(byte, kept)| *byte == !*kept)
-    }
-}
-
-/// Searches the memory of this process. All it needs is there before the secret is, so that the search itself does not
-/// overwrite what a secret left behind.
-struct Search {
-    memory: File,
-    maps: Vec<u8>,
-    chunk: Vec<u8>,
-}
-
-impl Search {
-    fn new() -> Self {
-        let memory = File::open("/proc/self/mem").expect("Linux has it");
-        Self { memory, maps: Vec::with_capacity(1024 * 1024), chunk: vec![0; 64 * 1024] }
-    }
-
-    /// How often the needle stands in memory.
-    fn copies(&mut self, needle: &Needle) -> usize {
-        let Self { memory, maps, chunk } = self;
-        maps.clear();
-        File::open("/proc/self/maps").and_then(|mut file| file.read_to_end(maps)).expect("Linux has it");
-        let own = chunk.as_ptr().addr()..chunk.as_ptr().addr() + chunk.len();
-        let mut found = 0;
-        for region in maps.split(|byte| *byte == b'\n').filter_map(writable) {
-            let mut at = region.start;
-            while at < region.end {
-                chunk.fill(0);
-                let size = chunk.len().min(region.end - at);
-                // What cannot be read, such as device memory, holds no secret of ours.
-                let read = memory.read_at(&mut chunk[..size], at as u64).unwrap_or(0);
-                // Windows overlap, so that none is missed at the border of two chunks. What stands in `chunk` is not counted.
-                let windows = chunk[..read].windows(needle.0.len()).enumerate();
-                found += windows.filter(|(n, window)| !own.contains(&(at + n)) && needle.is_at(window)).count();
-                at += if size == chunk.len() { size - needle.0.len() + 1 } else { size };
-            }
-        }
-        chunk.fill(0);
-        found
-    }
-}
-
-/// Only what can be written to can hold a copy.
-fn writable(line: &[u8]) -> Option<Range<usize>> {
-    let (range, rest) = std::str::from_utf8(line).ok()?.split_once(' ')?;
-    let (start, end) = range.split_once('-')?;
-    let number = |text| usize::from_str_radix(text, 16).ok();
-    rest.starts_with("rw").then_some(number(start)?..number(end)?)
-}
 
 #[test]
 fn the_search_finds_what_is_dropped_without_being_wiped() {

@@ -148,6 +148,13 @@ impl Vault {
         self.store().revoke_token(token, LeaseState::Revoked);
     }
 
+    /// Ends all tokens but root, and their leases.
+    pub fn revoke_logins(&self) {
+        let mut store = self.store();
+        let tokens: Vec<String> = store.tokens.iter().map(|token| token.id.clone()).collect();
+        tokens.iter().filter(|id| *id != ROOT_TOKEN).for_each(|id| store.revoke_token(id, LeaseState::Revoked));
+    }
+
     /// Ends a lease, as an operator may.
     pub fn revoke_lease(&self, id: &str) {
         self.store().revoke_lease(id);

