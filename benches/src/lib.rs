@@ -4,16 +4,20 @@
 
 use std::{
     convert::Infallible,
-    future::{Future, Ready, ready},
+    future::{Future, ready},
     hint::black_box,
-    pin::pin,
+    pin::{Pin, pin},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use criterion::{BatchSize, Criterion};
 use http::{Request, Response};
+use http_body::Body;
 use tower::{Service, service_fn};
+
+/// Few requests are made ahead, so that they are as warm in the cache as one that was just parsed.
+const BATCH: BatchSize = BatchSize::NumIterations(16);
 
 /// Short measurements: `cargo xtask bench` repeats them, which tells more than one long one.
 #[must_use]
@@ -26,53 +30,64 @@ pub fn criterion() -> Criterion {
         .sample_size(30)
 }
 
-/// Sends each request of `make` through both services, and measures from the call to the drop of the answer. Making the
-/// request is not measured.
-pub fn compare<O, P, B>(criterion: &mut Criterion, name: &str, mut ours: O, mut peer: P, make: impl Fn() -> Request<B>)
+/// Sends requests through both services, and measures from the call to the end of the answer's body. Making the requests is
+/// not measured.
+pub fn compare<O, P, B, C, D>(criterion: &mut Criterion, name: &str, ours: O, peer: P, make: impl Fn() -> Request<B>)
 where
-    O: Service<Request<B>>,
-    P: Service<Request<B>>,
+    O: Service<Request<B>, Response = Response<C>>,
+    P: Service<Request<B>, Response = Response<D>>,
+    C: Body,
+    D: Body,
 {
-    let mut group = criterion.benchmark_group(name);
-    group.bench_function("ours", |b| b.iter_batched(&make, |request| call(&mut ours, request), BatchSize::SmallInput));
-    group.bench_function("peer", |b| b.iter_batched(&make, |request| call(&mut peer, request), BatchSize::SmallInput));
-    group.finish();
+    compare_fns(criterion, name, make, sending(ours), sending(peer));
 }
 
-/// Measures two functions against each other.
-pub fn compare_fns<A, B>(
-    criterion: &mut Criterion,
+/// Measures two functions of what `make` makes, which itself is not measured.
+pub fn compare_fns<T>(
+    c: &mut Criterion,
     name: &str,
-    mut ours: impl FnMut() -> A,
-    mut peer: impl FnMut() -> B,
+    make: impl Fn() -> T,
+    mut ours: impl FnMut(T),
+    mut peer: impl FnMut(T),
 ) {
-    let mut group = criterion.benchmark_group(name);
-    group.bench_function("ours", |b| b.iter(&mut ours));
-    group.bench_function("peer", |b| b.iter(&mut peer));
+    let mut group = c.benchmark_group(name);
+    group.bench_function("ours", |b| b.iter_batched(&make, &mut ours, BATCH));
+    group.bench_function("peer", |b| b.iter_batched(&make, &mut peer, BATCH));
     group.finish();
 }
 
-/// The bare service: answers at once, and does nothing besides.
-#[must_use]
-pub fn bare<B>()
--> impl Service<Request<B>, Response = Response<()>, Error = Infallible, Future = Ready<Result<Response<()>, Infallible>>>
-+ Clone {
-    service_fn(|_| ready(Ok(Response::new(()))))
+/// The bare service: answers at once with two bytes, and does nothing besides.
+pub fn bare<B, C>() -> impl Service<Request<B>, Response = Response<C>, Error = Infallible> + Clone
+where
+    C: From<&'static str>,
+{
+    service_fn(|_| ready(Ok(Response::new(C::from("ok")))))
 }
 
-/// One whole call of a service that never waits.
+/// Gives the request its context, as the observe layer does, which stands outside of all others: who comes first pays for it.
+pub fn in_context<B>(mut request: Request<B>) -> Request<B> {
+    request.extensions_mut().insert(coze_core::Context::new());
+    request
+}
+
+/// One whole call after the other of a service that never waits.
 ///
 /// # Panics
 /// If it waits, or refuses: then the benchmark would measure something else than it says.
-pub fn call<S, B>(service: &mut S, request: Request<B>)
+pub fn sending<S, B, C>(mut service: S) -> impl FnMut(Request<B>)
 where
-    S: Service<Request<B>>,
+    S: Service<Request<B>, Response = Response<C>>,
+    C: Body,
 {
-    let mut task = Context::from_waker(Waker::noop());
-    assert!(matches!(service.poll_ready(&mut task), Poll::Ready(Ok(()))), "the service is not ready");
-    match pin!(service.call(black_box(request))).poll(&mut task) {
-        Poll::Ready(Ok(answer)) => drop(black_box(answer)),
-        Poll::Ready(Err(_)) => panic!("the service refuses"),
-        Poll::Pending => panic!("the service waits"),
+    move |request| {
+        let mut task = Context::from_waker(Waker::noop());
+        assert!(matches!(service.poll_ready(&mut task), Poll::Ready(Ok(()))), "the service is not ready");
+        let Poll::Ready(Ok(answer)) = pin!(service.call(black_box(request))).poll(&mut task) else {
+            panic!("the service waits or refuses");
+        };
+        let mut body = pin!(answer.into_body());
+        while let Poll::Ready(Some(Ok(frame))) = Pin::as_mut(&mut body).poll_frame(&mut task) {
+            black_box(frame);
+        }
     }
 }

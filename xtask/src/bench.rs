@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::step::{Outcome, cargo, root, run};
+use crate::step::{Outcome, cargo, command, output, root, run};
 
 /// Odd, so that the median is a round that happened. A machine's mood changes by the second: rounds spread over a minute
 /// measure it away, and within a round ours and the peer run one after the other.
@@ -85,21 +85,33 @@ fn measure(filter: &str) -> Outcome<Rounds> {
     if home.exists() {
         fs::remove_dir_all(&home).map_err(|e| format!("cannot remove {}: {e}", home.display()))?;
     }
+    let benchmarks = build()?;
     let mut rounds = Rounds::new();
     for round in 1..=ROUNDS {
         eprintln!("\nround {round} of {ROUNDS}");
         let folder = home.join(round.to_string());
-        let mut cargo = cargo();
-        cargo.args(["bench", "--quiet", "-p", "coze-benches", "--benches", "--"]);
-        if !filter.is_empty() {
-            cargo.arg(filter);
+        for benchmark in &benchmarks {
+            let mut command = command(benchmark);
+            command.args(["--bench", filter]).env("CRITERION_HOME", &folder);
+            run(command.stdout(Stdio::from(std::io::stderr())))?;
         }
-        run(cargo.env("CRITERION_HOME", &folder).stdout(Stdio::from(std::io::stderr())))?;
         for (name, pair) in read_round(&folder)? {
             rounds.entry(name).or_default().push(pair);
         }
     }
     Ok(rounds)
+}
+
+/// Builds the benchmarks once, so that all rounds run the same; says where they are.
+fn build() -> Outcome<Vec<PathBuf>> {
+    let mut cargo = cargo();
+    cargo.args(["bench", "-p", "coze-benches", "--benches", "--no-run", "--message-format", "json-render-diagnostics"]);
+    let messages = output(cargo.stderr(Stdio::inherit()))?;
+    let executable = |line: &str| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        message["executable"].as_str().map(PathBuf::from)
+    };
+    Ok(messages.lines().filter_map(executable).collect())
 }
 
 /// The comparisons criterion left in a folder: those groups that have both an `ours` and a `peer`.
