@@ -41,7 +41,7 @@ pub struct Serve {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "ADDR", env = "BOT_LISTEN")]
     pub listen: Option<SocketAddr>,
-    /// Address of the platform's API, such as https://api.coze.cn
+    /// Address of the platform's API: http:// or https:// and a host
     #[arg(long, value_name = "URL", env = "BOT_PLATFORM_URL")]
     pub platform_url: Option<BaseUrl>,
     /// Access token for the platform; other users can see arguments, so use the environment
