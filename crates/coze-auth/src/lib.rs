@@ -4,6 +4,8 @@ mod bearer;
 mod body;
 mod callback;
 mod future;
+#[cfg(feature = "jwt")]
+mod jwt;
 mod key;
 mod layer;
 mod nonces;
@@ -18,6 +20,8 @@ pub use bearer::Bearer;
 pub use body::VerifiedBody;
 pub use callback::Callback;
 pub use future::ResponseFuture;
+#[cfg(feature = "jwt")]
+pub use jwt::{Algorithm, Issuer, Jwt, JwtKey, JwtKeys};
 pub use key::{Key, MAX_KEYS};
 pub use layer::AuthLayer;
 pub use policy::{Admitted, Decision, Policy};

@@ -87,14 +87,36 @@ pub struct Principal {
     pub scheme: &'static str,
     /// The authenticated party in the scheme's own terms: a bot id, an app id, a subject.
     pub subject: Arc<str>,
+    /// What it may do, in the scheme's own terms: names with a space in between, as in an OAuth `scope` (RFC 6749 §3.3).
+    pub scopes: Arc<str>,
 }
 
 impl Principal {
-    /// A principal authenticated by `scheme`.
+    /// A principal authenticated by `scheme`, without scopes.
     #[must_use]
     pub fn new(scheme: &'static str, subject: impl Into<Arc<str>>) -> Self {
-        Self { scheme, subject: subject.into() }
+        Self { scheme, subject: subject.into(), scopes: Arc::default() }
     }
+
+    /// The same principal with these scopes. One that is empty or has white space in it is not a scope, and never found.
+    #[must_use]
+    pub fn with_scopes<'s>(self, scopes: impl IntoIterator<Item = &'s str>) -> Self {
+        let scopes: Vec<_> = scopes.into_iter().filter(|scope| is_scope(scope)).collect();
+        match scopes.is_empty() {
+            true => Self { scopes: Arc::default(), ..self },
+            false => Self { scopes: scopes.join(" ").into(), ..self },
+        }
+    }
+
+    /// Has it this scope, letter by letter?
+    #[must_use]
+    pub fn has_scope(&self, scope: &str) -> bool {
+        is_scope(scope) && self.scopes.split(' ').any(|own| own == scope)
+    }
+}
+
+fn is_scope(text: &str) -> bool {
+    !text.is_empty() && !text.contains(char::is_whitespace)
 }
 
 #[cfg(test)]
@@ -124,6 +146,19 @@ mod tests {
         context.tenant.set(tenant("t1")).expect("empty");
         assert!(context.tenant.set(tenant("t2")).is_err());
         assert_eq!(context.tenant.get(), Some(&tenant("t1")));
+    }
+
+    #[test]
+    fn a_principal_has_the_scopes_it_was_given_and_no_part_of_one() {
+        let bare = Principal::new("jwt", "a");
+        assert!(!bare.has_scope("") && !bare.has_scope("read"));
+        let scoped = bare.clone().with_scopes(["chat:read", "", "a b", "chat"]);
+        assert_eq!(&*scoped.scopes, "chat:read chat");
+        assert!(scoped.has_scope("chat:read") && scoped.has_scope("chat"));
+        for other in ["", " ", "chat:", "read", "chat:read chat", "Chat", "a", "b"] {
+            assert!(!scoped.has_scope(other), "{other:?}");
+        }
+        assert_eq!(scoped.with_scopes([]), bare);
     }
 
     #[test]

@@ -1,0 +1,266 @@
+//! Tokens that say who calls, and prove it.
+
+mod cache;
+mod claims;
+mod compact;
+mod jwk;
+mod key;
+mod keys;
+mod object;
+mod revoked;
+
+use std::{
+    fmt,
+    future::Pending,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use coze_core::{Context, Error, Kind};
+use http::{HeaderMap, Request, header::AUTHORIZATION};
+
+use self::{
+    cache::{Cache, Entry, hash},
+    claims::Claims,
+    compact::Compact,
+    keys::unauthenticated,
+    revoked::Revoked,
+};
+pub use self::{
+    claims::Issuer,
+    key::{Algorithm, JwtKey},
+    keys::JwtKeys,
+};
+use crate::{
+    Admitted, Decision, Policy,
+    verify::{malformed, missing},
+};
+
+/// The longest list of issuers.
+const MAX_ISSUERS: usize = 64;
+
+/// The inbound policy for JSON web tokens (RFC 7519): `Authorization: Bearer` carries a signed one of an issuer we know.
+///
+/// The claims are believed when the issuer's key verifies the signature. Then `exp`, which has to be there, `nbf`, `iat` and
+/// `aud` are looked at, and `sub` is noted on the context as a principal of the scheme `jwt`, with the scopes of `scope` or
+/// `scp`. A token cannot choose its key or algorithm: the key has one, and a header with `jku`, `jwk`, `x5u`, `x5c` or `crit`
+/// is refused, as are unsigned and encrypted tokens, members given twice, and base64 that is not in its one right form. A `typ`
+/// other than `JWT` or `at+jwt` is that of a token for another purpose (RFC 8725 §3.11), and refused.
+///
+/// Nothing waits and nothing is boxed: a request is decided on at once. A token that was verified is remembered by its hash
+/// until it expires or its issuer's keys are replaced, so that the next request with it costs no cryptography. Clones share the
+/// keys, what is remembered, and what is revoked.
+///
+/// ```
+/// use coze_auth::{Algorithm, AuthLayer, Issuer, Jwt, JwtKey, JwtKeys};
+///
+/// # fn main() -> Result<(), coze_core::Error> {
+/// let secret = JwtKey::new(Algorithm::Hs256, "0123456789abcdef0123456789abcdef")?;
+/// let issuer = Issuer::new("https://issuer.example", JwtKeys::new([secret.named("k1")])?).audience("bots");
+/// let layer = AuthLayer::new(Jwt::new([issuer])?.tenant("tenant"));
+/// # let _ = layer;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Jwt {
+    issuers: Arc<[Issuer]>,
+    tenant: Option<Arc<str>>,
+    limit: usize,
+    clock: fn() -> SystemTime,
+    cache: Option<Arc<Cache>>,
+    revoked: Arc<Revoked>,
+}
+
+impl Jwt {
+    /// Accepts the tokens of these issuers, at least one and at most 64, each of another name.
+    ///
+    /// # Errors
+    /// `issuers_invalid`, [`Kind::Invalid`]: too few, too many, or two of one name.
+    pub fn new(issuers: impl IntoIterator<Item = Issuer>) -> Result<Self, Error> {
+        let issuers: Arc<[_]> = issuers.into_iter().take(MAX_ISSUERS + 1).collect();
+        let is_known = |(index, issuer): (usize, &Issuer)| issuers[..index].iter().any(|i| i.name() == issuer.name());
+        if issuers.is_empty() || issuers.len() > MAX_ISSUERS || issuers.iter().enumerate().any(is_known) {
+            return Err(Error::new(Kind::Invalid, "issuers_invalid")
+                .with_message(format!("there are 1 to {MAX_ISSUERS} issuers, each of another name")));
+        }
+        Ok(Self {
+            issuers,
+            tenant: None,
+            limit: 8 * 1024,
+            clock: SystemTime::now,
+            cache: Some(Arc::new(Cache::new(10_000))),
+            revoked: Arc::new(Revoked::new(65_536)),
+        })
+    }
+
+    /// The claim whose value is the tenant, noted on the context for the layers that follow; a token without it names none.
+    /// Without this no claim does.
+    #[must_use]
+    pub fn tenant(self, claim: &str) -> Self {
+        // What a clone remembers was read without it.
+        let cache = self.cache.map(|cache| Arc::new(Cache::new(cache.capacity())));
+        Self { tenant: Some(claim.into()), cache, ..self }
+    }
+
+    /// The most bytes a token may have; 8 KiB unless set.
+    #[must_use]
+    pub fn limit(self, bytes: usize) -> Self {
+        Self { limit: bytes, ..self }
+    }
+
+    /// Reads the time elsewhere than from [`SystemTime::now`].
+    #[must_use]
+    pub fn clock(self, clock: fn() -> SystemTime) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// How many verified tokens are remembered, at least 2; 10 000 unless set, and with 0 none. Starts with an empty memory,
+    /// shared by the clones made from now on.
+    #[must_use]
+    pub fn cache(self, tokens: usize) -> Self {
+        Self { cache: (tokens > 0).then(|| Arc::new(Cache::new(tokens))), ..self }
+    }
+
+    /// How many revocations are kept; 65 536 unless set. Starts with an empty list, shared by the clones made from now on.
+    #[must_use]
+    pub fn revocations(self, capacity: usize) -> Self {
+        Self { revoked: Arc::new(Revoked::new(capacity)), ..self }
+    }
+
+    /// Refuses this token (`revoked`) from now on until the given time, which is best when it expires or later.
+    ///
+    /// It is what was signed that is refused: of some signatures anybody can make another valid one.
+    ///
+    /// # Errors
+    /// `revocations_full`, [`Kind::Overloaded`]: there are as many already, and none of them has ended.
+    pub fn revoke(&self, token: &str, until: SystemTime) -> Result<(), Error> {
+        let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
+        self.revoked.add(hash(&[signed.as_bytes()]), seconds(until), self.now())
+    }
+
+    /// Refuses the tokens of this issuer that have this `jti`, from now on until the given time.
+    ///
+    /// # Errors
+    /// As [`Jwt::revoke`].
+    pub fn revoke_id(&self, issuer: &str, jti: &str, until: SystemTime) -> Result<(), Error> {
+        self.revoked.add(id(issuer, jti), seconds(until), self.now())
+    }
+
+    fn now(&self) -> f64 {
+        seconds((self.clock)())
+    }
+
+    fn decide(&self, headers: &HeaderMap, context: &Context) -> Result<(), Error> {
+        let token = bearer(headers)?;
+        if token.len() > self.limit {
+            return Err(malformed(format!("the token has more than {} bytes", self.limit)));
+        }
+        let entry = self.verify(token, self.now())?;
+        context.principal.get_or_init(|| entry.accepted.principal.clone());
+        if let Some(tenant) = &entry.accepted.tenant {
+            context.tenant.get_or_init(|| tenant.clone());
+        }
+        Ok(())
+    }
+
+    fn verify(&self, token: &[u8], now: f64) -> Result<Arc<Entry>, Error> {
+        let cache = self.cache.as_deref().map(|cache| (cache, hash(&[token])));
+        let counts = |entry: &Entry| {
+            now < entry.accepted.end && self.issuers[entry.issuer].keys().current().generation == entry.generation
+        };
+        let entry = match cache.and_then(|(cache, hash)| cache.get(&hash, counts)) {
+            Some(entry) => entry,
+            None => {
+                let entry = Arc::new(self.read(token, now)?);
+                if let Some((cache, hash)) = cache {
+                    cache.put(&hash, entry.clone());
+                }
+                entry
+            }
+        };
+        match self.revoked.has(&entry, now) {
+            true => Err(unauthenticated("revoked", "the token is revoked")),
+            false => Ok(entry),
+        }
+    }
+
+    fn read(&self, token: &[u8], now: f64) -> Result<Entry, Error> {
+        let compact = Compact::parse(token)?;
+        let header = compact.header()?;
+        if header.typ.as_deref().is_some_and(|typ| !is_access_token(typ)) {
+            return Err(malformed("the token is of a type for another purpose".to_owned()));
+        }
+        let claims = Claims::parse(compact.payload(), self.tenant.as_deref())?;
+        // Whose keys to try is all that is taken from a token before it is verified.
+        let position = self.issuers.iter().position(|issuer| claims.iss.as_deref() == Some(issuer.name()));
+        let Some((position, issuer)) = position.map(|position| (position, &self.issuers[position])) else {
+            return Err(unauthenticated("issuer_mismatch", "the token is not of an issuer we know"));
+        };
+        let keys = issuer.keys().current();
+        keys.verify(&compact, &header)?;
+        Ok(Entry {
+            accepted: issuer.accept(&claims, now)?,
+            issuer: position,
+            generation: keys.generation,
+            signed: hash(&[compact.signed]),
+            id: claims.jti.as_deref().map(|jti| id(issuer.name(), jti)),
+        })
+    }
+}
+
+impl<B> Policy<B> for Jwt {
+    type Body = B;
+    type Ticket = ();
+    type Future = Pending<Result<Admitted<B>, Error>>;
+
+    fn authorize(&self, mut request: Request<B>) -> Decision<Admitted<B>, Self::Future> {
+        let context = Context::of(request.extensions_mut());
+        let verdict = self.decide(request.headers(), &context);
+        context.auth.get_or_init(|| verdict.as_ref().map_or_else(Error::reason, |()| "ok"));
+        Decision::Now(verdict.map(|()| (request, ())))
+    }
+}
+
+impl fmt::Debug for Jwt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jwt")
+            .field("issuers", &self.issuers)
+            .field("tenant", &self.tenant)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// By which a token is revoked that has an id. The length keeps the two apart, and both from a token.
+fn id(issuer: &str, jti: &str) -> cache::Hash {
+    hash(&[b"jti", &issuer.len().to_le_bytes(), issuer.as_bytes(), jti.as_bytes()])
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// The token in the only `authorization` header (RFC 6750 §2.1). The name of the scheme has no case (RFC 9110 §11.1).
+fn bearer(headers: &HeaderMap) -> Result<&[u8], Error> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else {
+        return Err(missing("the header authorization is missing".to_owned()));
+    };
+    if values.next().is_some() {
+        return Err(malformed("the header authorization is given more than once".to_owned()));
+    }
+    match value.as_bytes().split_at_checked(7) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => Ok(token),
+        _ => Err(missing("the header authorization has no bearer token".to_owned())),
+    }
+}
+
+/// `JWT` (RFC 7519 §5.1) or `at+jwt` (RFC 9068 §2.1), with or without `application/`.
+fn is_access_token(typ: &str) -> bool {
+    let bare = match typ.split_at_checked(12) {
+        Some((prefix, bare)) if prefix.eq_ignore_ascii_case("application/") => bare,
+        _ => typ,
+    };
+    bare.eq_ignore_ascii_case("jwt") || bare.eq_ignore_ascii_case("at+jwt")
+}

@@ -1,0 +1,156 @@
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use coze_core::{Error, Principal, TenantId};
+use serde::de::{Error as _, IgnoredAny, MapAccess};
+
+use super::{
+    keys::{JwtKeys, unauthenticated},
+    object::{self, Members, Text, Texts},
+};
+use crate::verify::malformed;
+
+/// The end of the year 9999: a later time is one in other units than seconds.
+const MAX_DATE: f64 = 253_402_300_799.0;
+
+/// Who makes tokens: its name, its keys, and what its tokens must say.
+#[derive(Clone, Debug)]
+pub struct Issuer {
+    name: Arc<str>,
+    keys: JwtKeys,
+    audiences: Vec<Box<str>>,
+    leeway: Duration,
+}
+
+impl Issuer {
+    /// An issuer whose tokens have exactly this `iss` and are signed by one of these keys.
+    #[must_use]
+    pub fn new(name: &str, keys: JwtKeys) -> Self {
+        Self { name: name.into(), keys, audiences: Vec::new(), leeway: Duration::from_secs(60) }
+    }
+
+    /// An audience we are: a token must name one of them in `aud`. An issuer without audiences is believed only in tokens
+    /// without `aud`, because others are meant for somebody else (RFC 7519 §4.1.3).
+    #[must_use]
+    pub fn audience(mut self, audience: &str) -> Self {
+        self.audiences.push(audience.into());
+        self
+    }
+
+    /// How far its clock may be from ours; 60 seconds unless set.
+    #[must_use]
+    pub fn leeway(self, leeway: Duration) -> Self {
+        Self { leeway, ..self }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn keys(&self) -> &JwtKeys {
+        &self.keys
+    }
+
+    /// Believes in what a verified token says, or not.
+    pub(super) fn accept(&self, claims: &Claims<'_>, now: f64) -> Result<Accepted, Error> {
+        let leeway = self.leeway.as_secs_f64();
+        let Some(end) = claims.exp else {
+            return Err(malformed("the token has no exp".to_owned()));
+        };
+        if now >= end + leeway {
+            return Err(unauthenticated("token_expired", "the token has expired"));
+        }
+        if [claims.nbf, claims.iat].into_iter().flatten().any(|start| start > now + leeway) {
+            return Err(unauthenticated("token_not_yet_valid", "the token is not valid yet"));
+        }
+        let is_ours = match &claims.aud {
+            None => self.audiences.is_empty(),
+            Some(named) => named.iter().any(|name| self.audiences.iter().any(|audience| **audience == *name)),
+        };
+        if !is_ours {
+            return Err(unauthenticated("audience_mismatch", "the token is meant for somebody else"));
+        }
+        let Some(subject) = claims.sub.as_deref().filter(|subject| !subject.is_empty()) else {
+            return Err(malformed("the token has no sub".to_owned()));
+        };
+        let tenant = claims.tenant.as_deref().map(TenantId::new).transpose();
+        let tenant = tenant.map_err(|_| malformed("the tenant in the token is not a tenant id".to_owned()))?;
+        let principal = Principal::new("jwt", subject).with_scopes(claims.scopes());
+        Ok(Accepted { principal, tenant, end })
+    }
+}
+
+/// What a token that was accepted says.
+#[derive(Clone, Debug)]
+pub(super) struct Accepted {
+    pub(super) principal: Principal,
+    pub(super) tenant: Option<TenantId>,
+    /// When it expires, in seconds of the Unix clock, without leeway.
+    pub(super) end: f64,
+}
+
+/// What we read of the claims (RFC 7519 §4.1, RFC 8693 §4.2 for `scope`).
+#[derive(Default)]
+pub(super) struct Claims<'a> {
+    pub(super) iss: Option<Cow<'a, str>>,
+    pub(super) jti: Option<Cow<'a, str>>,
+    sub: Option<Cow<'a, str>>,
+    aud: Option<Texts<'a>>,
+    exp: Option<f64>,
+    nbf: Option<f64>,
+    iat: Option<f64>,
+    scope: Option<Texts<'a>>,
+    scp: Option<Texts<'a>>,
+    tenant: Option<Cow<'a, str>>,
+}
+
+impl<'a> Claims<'a> {
+    /// Reads claims; `tenant` is the name of the claim that names one.
+    pub(super) fn parse(json: &'a [u8], tenant: Option<&str>) -> Result<Self, Error> {
+        let mut reader = Reader { claims: Self::default(), tenant };
+        match object::read(json, &mut reader) {
+            Ok(()) => Ok(reader.claims),
+            Err(_) => Err(malformed("the claims of the token are not ones we can take".to_owned())),
+        }
+    }
+
+    /// Of `scope`, or else of `scp`, where both may be a text with spaces or a list.
+    fn scopes(&self) -> impl Iterator<Item = &str> {
+        self.scope
+            .as_ref()
+            .or(self.scp.as_ref())
+            .into_iter()
+            .flat_map(Texts::iter)
+            .flat_map(str::split_ascii_whitespace)
+    }
+}
+
+struct Reader<'a, 't> {
+    claims: Claims<'a>,
+    tenant: Option<&'t str>,
+}
+
+impl<'de> Members<'de> for Reader<'de, '_> {
+    fn member<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        let claims = &mut self.claims;
+        match name {
+            _ if Some(name) == self.tenant => claims.tenant = Some(map.next_value::<Text<'de>>()?.0),
+            "iss" => claims.iss = Some(map.next_value::<Text<'de>>()?.0),
+            "sub" => claims.sub = Some(map.next_value::<Text<'de>>()?.0),
+            "jti" => claims.jti = Some(map.next_value::<Text<'de>>()?.0),
+            "aud" => claims.aud = Some(map.next_value()?),
+            "scope" => claims.scope = Some(map.next_value()?),
+            "scp" => claims.scp = Some(map.next_value()?),
+            "exp" => claims.exp = Some(date(map)?),
+            "nbf" => claims.nbf = Some(date(map)?),
+            "iat" => claims.iat = Some(date(map)?),
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
+}
+
+/// Seconds of the Unix clock, with a fraction or without (RFC 7519 §2).
+fn date<'de, A: MapAccess<'de>>(map: &mut A) -> Result<f64, A::Error> {
+    let date = map.next_value::<f64>()?;
+    if (0.0..=MAX_DATE).contains(&date) { Ok(date) } else { Err(A::Error::custom("not a time in seconds")) }
+}

@@ -1,0 +1,178 @@
+use std::{borrow::Cow, collections::HashSet};
+
+use aws_lc_rs::rsa::PublicKeyComponents;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use coze_core::{Error, Kind};
+use serde::{Deserialize, de::IgnoredAny};
+use serde_json::value::RawValue;
+
+use super::key::{Algorithm, JwtKey, invalid};
+
+/// The most bytes a key set may have.
+pub(super) const MAX_BYTES: usize = 256 * 1024;
+/// The most keys a key set may have, those for other purposes included.
+pub(super) const MAX_LISTED: usize = 128;
+
+/// A key as JSON (RFC 7517 §4, RFC 7518 §6, RFC 8037 §2). The members we do not know say nothing to us (§4).
+#[derive(Deserialize)]
+struct Jwk<'a> {
+    #[serde(borrow)]
+    kty: Cow<'a, str>,
+    #[serde(borrow, rename = "use")]
+    usage: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    key_ops: Option<Vec<Cow<'a, str>>>,
+    #[serde(borrow)]
+    alg: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    kid: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    crv: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    x: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    y: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    n: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    e: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    k: Option<Cow<'a, str>>,
+    d: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Set<'a> {
+    #[serde(borrow)]
+    keys: Vec<&'a RawValue>,
+}
+
+/// The keys of a set that verify tokens. One that is for something else, or malformed, or weak, is left out (RFC 7517 §5).
+pub(super) fn usable(json: &[u8]) -> Result<Vec<JwtKey>, Error> {
+    if json.len() > MAX_BYTES {
+        return Err(
+            Error::new(Kind::Invalid, "keys_too_many").with_message(format!("a key set has at most {MAX_BYTES} bytes"))
+        );
+    }
+    let set: Set<'_> =
+        serde_json::from_slice(json).map_err(|_| invalid("this is not a JSON web key set".to_owned()))?;
+    if set.keys.len() > MAX_LISTED {
+        return Err(
+            Error::new(Kind::Invalid, "keys_too_many").with_message(format!("a key set has at most {MAX_LISTED} keys"))
+        );
+    }
+    let listed: Vec<_> = set.keys.iter().filter_map(|key| serde_json::from_str::<Jwk<'_>>(key.get()).ok()).collect();
+    let mut names = HashSet::new();
+    let mut named = listed.iter().filter(|jwk| jwk.is_for_verifying()).filter_map(|jwk| jwk.kid.as_deref());
+    // Also if one of the two is broken: then it may be the one that was meant.
+    if !named.all(|name| names.insert(name)) {
+        return Err(Error::new(Kind::Invalid, "keys_ambiguous").with_message("two keys of the set have one name"));
+    }
+    Ok(listed.into_iter().filter_map(|jwk| jwk.key().ok()).collect())
+}
+
+impl JwtKey {
+    /// A key from a JSON web key (RFC 7517) that is for verifying signatures: `use` and `key_ops` allow it, and `alg` names an
+    /// algorithm of ours that fits `kty` and `crv`. Without `alg` an RSA key is for RS256, and that of a curve for the curve's.
+    ///
+    /// # Errors
+    /// `key_invalid`, [`Kind::Invalid`]: it is for something else, malformed, private, or weak: RSA below 2048 bits, with an
+    /// exponent below 3, or of the kind that Infineon's library made (CVE-2017-15361); a secret shorter than its hash.
+    pub fn jwk(json: &str) -> Result<Self, Error> {
+        match serde_json::from_str::<Jwk<'_>>(json) {
+            Ok(jwk) => jwk.key(),
+            Err(_) => Err(invalid("this is not a JSON web key".to_owned())),
+        }
+    }
+}
+
+impl Jwk<'_> {
+    fn is_for_verifying(&self) -> bool {
+        self.usage.as_deref().is_none_or(|usage| usage == "sig")
+            && self.key_ops.as_ref().is_none_or(|ops| ops.iter().any(|op| op == "verify"))
+    }
+
+    fn key(self) -> Result<JwtKey, Error> {
+        if !self.is_for_verifying() || self.d.is_some() {
+            return Err(invalid("the key is not one for verifying signatures".to_owned()));
+        }
+        let Some(algorithm) = self.algorithm() else {
+            return Err(invalid("the key names no algorithm of ours that fits it".to_owned()));
+        };
+        let key = match (&*self.kty, algorithm.rsa()) {
+            ("oct", _) => JwtKey::new(algorithm, decode(self.k)?)?,
+            ("OKP", _) => JwtKey::new(algorithm, sized(self.x, 32)?)?,
+            ("EC", _) => {
+                let coordinate = match algorithm {
+                    Algorithm::Es256 => 32,
+                    Algorithm::Es384 => 48,
+                    _ => 66,
+                };
+                // Uncompressed (SEC 1 §2.3.3).
+                JwtKey::new(algorithm, [vec![4], sized(self.x, coordinate)?, sized(self.y, coordinate)?].concat())?
+            }
+            (_, Some(parameters)) => {
+                let (n, e) = (decode(self.n)?, decode(self.e)?);
+                // Some put a zero in front, as DER does.
+                let n = &n[n.iter().take_while(|byte| **byte == 0).count()..];
+                let bits = 8 * n.len() - n.first().map_or(0, |byte| byte.leading_zeros() as usize);
+                if !(2048..=8192).contains(&bits) || matches!(*e, [] | [0..=2]) || has_roca_shape(n) {
+                    return Err(invalid("the RSA key is weak, or beyond 8192 bits".to_owned()));
+                }
+                let key = PublicKeyComponents { n, e: &*e }.to_parsed_public_key(parameters);
+                JwtKey::parsed(algorithm, key.map_err(|_| invalid("this is not an RSA key".to_owned()))?)
+            }
+            _ => return Err(invalid("the key is of a type we do not know".to_owned())),
+        };
+        Ok(match self.kid {
+            Some(kid) => key.named(&kid),
+            None => key,
+        })
+    }
+
+    /// The algorithm, if it fits the type of the key. There is no ES512 that is called ES521, nor a P-256 key for it.
+    fn algorithm(&self) -> Option<Algorithm> {
+        use Algorithm::{EdDsa, Es256, Es384, Es512, Hs256, Hs384, Hs512, Ps256, Ps384, Ps512, Rs256, Rs384, Rs512};
+        let fitting: &[_] = match (&*self.kty, self.crv.as_deref()) {
+            ("RSA", None) => &[Rs256, Rs384, Rs512, Ps256, Ps384, Ps512],
+            ("EC", Some("P-256")) => &[Es256],
+            ("EC", Some("P-384")) => &[Es384],
+            ("EC", Some("P-521")) => &[Es512],
+            ("OKP", Some("Ed25519")) => &[EdDsa],
+            // Never without a name: whoever forgets it must not find out by which hash we compare.
+            ("oct", None) if self.alg.is_some() => &[Hs256, Hs384, Hs512],
+            _ => return None,
+        };
+        match &self.alg {
+            None => fitting.first().copied(),
+            Some(name) => Algorithm::named(name).filter(|algorithm| fitting.contains(algorithm)),
+        }
+    }
+}
+
+fn decode(text: Option<Cow<'_, str>>) -> Result<Vec<u8>, Error> {
+    let bytes = text.and_then(|text| URL_SAFE_NO_PAD.decode(&*text).ok());
+    bytes.ok_or_else(|| invalid("a part of the key is missing, or not base64url".to_owned()))
+}
+
+fn sized(text: Option<Cow<'_, str>>, len: usize) -> Result<Vec<u8>, Error> {
+    let bytes = decode(text)?;
+    if bytes.len() == len { Ok(bytes) } else { Err(invalid(format!("a part of the key has not {len} bytes"))) }
+}
+
+/// Is this modulus, modulo each of some small primes, a power of 65537? By chance one in 2^27 is; those of the faulty library
+/// all are, and can be factored (Nemec et al., "The Return of Coppersmith's Attack", §2).
+fn has_roca_shape(modulus: &[u8]) -> bool {
+    const PRIMES: [u32; 38] = [
+        3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107,
+        109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167,
+    ];
+    PRIMES.iter().all(|prime| {
+        let rest = modulus.iter().fold(0, |rest, byte| (rest * 256 + u32::from(*byte)) % prime);
+        let mut power = 1;
+        (0..*prime).any(|_| {
+            power = power * (65537 % prime) % prime;
+            power == rest
+        })
+    })
+}

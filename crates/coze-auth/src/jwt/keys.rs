@@ -1,0 +1,144 @@
+use std::{
+    collections::{HashMap, HashSet},
+    fmt, slice,
+    sync::Arc,
+};
+
+use arc_swap::{ArcSwap, Guard};
+use coze_core::{Error, Kind};
+
+use super::{
+    compact::{Compact, Header},
+    jwk,
+    key::{Algorithm, JwtKey},
+};
+use crate::{MAX_KEYS, verify::malformed};
+
+/// The keys that verify the tokens of one issuer, replaceable while tokens are verified. Clones share them.
+///
+/// The `kid` in a token's header picks the key; without one, or where no key has that name, the keys without a name are tried,
+/// and a token without `kid` is also tried with the only key there is. The key decides on the algorithm.
+#[derive(Clone)]
+pub struct JwtKeys(Arc<ArcSwap<KeySet>>);
+
+#[derive(Default)]
+pub(super) struct KeySet {
+    /// Counts the replacements.
+    pub(super) generation: u64,
+    named: HashMap<Box<str>, JwtKey>,
+    nameless: Vec<JwtKey>,
+}
+
+impl JwtKeys {
+    /// These keys.
+    ///
+    /// # Errors
+    /// All are [`Kind::Invalid`]. `keys_missing`: none. `keys_too_many`: more than 128, or more than [`MAX_KEYS`] without a
+    /// name. `keys_ambiguous`: two of one name, or secrets and public keys in one set.
+    pub fn new(keys: impl IntoIterator<Item = JwtKey>) -> Result<Self, Error> {
+        Ok(Self(Arc::new(ArcSwap::from_pointee(KeySet::new(keys)?))))
+    }
+
+    /// The keys of a JSON web key set (RFC 7517 §5) that verify tokens ([`JwtKey::jwk`]); the others in it are left out.
+    ///
+    /// # Errors
+    /// As [`JwtKeys::new`], and `keys_too_many` for a set of more than 256 KiB, `key_invalid` for what is not a set.
+    pub fn jwks(json: &[u8]) -> Result<Self, Error> {
+        Self::new(jwk::usable(json)?)
+    }
+
+    /// Replaces the keys, and with them all that is cached of tokens they verified.
+    ///
+    /// # Errors
+    /// As [`JwtKeys::new`]. The keys stay as they were.
+    pub fn replace(&self, keys: impl IntoIterator<Item = JwtKey>) -> Result<(), Error> {
+        let KeySet { named, nameless, .. } = KeySet::new(keys)?;
+        self.0.rcu(|old| KeySet { generation: old.generation + 1, named: named.clone(), nameless: nameless.clone() });
+        Ok(())
+    }
+
+    /// Replaces the keys by those of a JSON web key set.
+    ///
+    /// # Errors
+    /// As [`JwtKeys::jwks`]. The keys stay as they were.
+    pub fn replace_jwks(&self, json: &[u8]) -> Result<(), Error> {
+        self.replace(jwk::usable(json)?)
+    }
+
+    /// The payload of a compact JWS (RFC 7515 §7.1), if a key of ours signed it: whatever it is, claims or not, and without a
+    /// look at the time. To check who calls is the duty of [`Jwt`](crate::Jwt).
+    ///
+    /// # Errors
+    /// `parse_error`, `unknown_key` and `signature_invalid`, [`Kind::Unauthenticated`].
+    pub fn verify(&self, token: &[u8]) -> Result<Vec<u8>, Error> {
+        let compact = Compact::parse(token)?;
+        self.current().verify(&compact, &compact.header()?)?;
+        Ok(compact.payload().to_vec())
+    }
+
+    pub(super) fn current(&self) -> Guard<Arc<KeySet>> {
+        self.0.load()
+    }
+}
+
+impl fmt::Debug for JwtKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let current = self.current();
+        f.debug_list().entries(current.named.values()).entries(&current.nameless).finish()
+    }
+}
+
+impl KeySet {
+    fn new(keys: impl IntoIterator<Item = JwtKey>) -> Result<Self, Error> {
+        let keys: Vec<_> = keys.into_iter().take(jwk::MAX_LISTED + 1).collect();
+        let broken = |reason, message| Err(Error::new(Kind::Invalid, reason).with_message(message));
+        if keys.is_empty() {
+            return broken("keys_missing", "there is no key that verifies tokens");
+        }
+        let (named, nameless): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| key.kid().is_some());
+        if named.len() + nameless.len() > jwk::MAX_LISTED || nameless.len() > MAX_KEYS {
+            return broken("keys_too_many", "there are more keys than can be told apart");
+        }
+        let all = || named.iter().chain(&nameless);
+        // What is known as a public key somewhere must not verify as a secret elsewhere.
+        let secrets = all().filter(|key| key.algorithm().is_symmetric()).count();
+        let names: HashSet<_> = named.iter().map(JwtKey::kid).collect();
+        if names.len() < named.len() || (1..all().count()).contains(&secrets) {
+            return broken("keys_ambiguous", "two keys have one name, or secrets are among public keys");
+        }
+        let named = named.into_iter().filter_map(|key| Some((key.kid()?.into(), key))).collect();
+        Ok(Self { generation: 0, named, nameless })
+    }
+
+    /// The keys that may have signed a token of this name, at most [`MAX_KEYS`].
+    fn candidates(&self, kid: Option<&str>) -> &[JwtKey] {
+        let only = self.named.values().next().filter(|_| self.named.len() == 1 && self.nameless.is_empty());
+        let found = match kid {
+            Some(kid) => self.named.get(kid),
+            None => only,
+        };
+        found.map_or(&self.nameless, slice::from_ref)
+    }
+
+    pub(super) fn verify(&self, token: &Compact<'_>, header: &Header<'_>) -> Result<(), Error> {
+        let Some(name) = &header.alg else {
+            return Err(malformed("the header of the token names no algorithm".to_owned()));
+        };
+        let candidates = self.candidates(header.kid.as_deref());
+        if candidates.is_empty() {
+            return Err(unauthenticated("unknown_key", "no key has the name in the header of the token"));
+        }
+        let verifies = |algorithm| {
+            let mut fitting = candidates.iter().filter(|key| key.algorithm() == algorithm);
+            fitting.any(|key| key.verifies(token.signed, token.signature()))
+        };
+        match Algorithm::named(name).is_some_and(verifies) {
+            true => Ok(()),
+            false => Err(unauthenticated("signature_invalid", "the token is not signed as the key wants it")),
+        }
+    }
+}
+
+pub(super) fn unauthenticated(reason: &'static str, message: &'static str) -> Error {
+    Error::new(Kind::Unauthenticated, reason).with_message(message)
+}

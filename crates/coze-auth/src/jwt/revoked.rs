@@ -1,0 +1,38 @@
+use std::{collections::HashMap, sync::RwLock};
+
+use coze_core::{Error, Kind};
+
+use super::cache::{Entry, Hash};
+
+/// What was revoked, until when, in seconds of the Unix clock. When it is full it takes no more: to forget one early would
+/// let it in again.
+pub(super) struct Revoked {
+    ends: RwLock<HashMap<Hash, f64>>,
+    capacity: usize,
+}
+
+impl Revoked {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { ends: RwLock::default(), capacity }
+    }
+
+    pub(super) fn add(&self, hash: Hash, end: f64, now: f64) -> Result<(), Error> {
+        let mut ends = self.ends.write().expect("nobody panics while holding the list");
+        if !ends.contains_key(&hash) && ends.len() >= self.capacity {
+            ends.retain(|_, end| now < *end);
+            if ends.len() >= self.capacity {
+                return Err(Error::new(Kind::Overloaded, "revocations_full")
+                    .with_message(format!("more than {} tokens are revoked at the same time", self.capacity)));
+            }
+        }
+        let kept = ends.entry(hash).or_insert(end);
+        *kept = kept.max(end);
+        Ok(())
+    }
+
+    pub(super) fn has(&self, entry: &Entry, now: f64) -> bool {
+        let ends = self.ends.read().expect("nobody panics while holding the list");
+        let hits = |hash| ends.get(hash).is_some_and(|end| now < *end);
+        !ends.is_empty() && (hits(&entry.signed) || entry.id.as_ref().is_some_and(hits))
+    }
+}

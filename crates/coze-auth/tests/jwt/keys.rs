@@ -1,0 +1,183 @@
+//! Which key verifies a token, and which key is none.
+
+use aws_lc_rs::{
+    encoding::AsDer,
+    rsa::KeySize,
+    signature::{KeyPair, RsaKeyPair},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use coze_auth::{Algorithm, Issuer, JwtKey, JwtKeys, MAX_KEYS};
+
+use crate::{
+    support::reason,
+    token::{EC, ED, ISSUER, NOW, RSA, SECRET, base64url, issuer, jwt, key, raw, valid, verdict},
+};
+
+fn kid(kid: Option<&str>, algorithm: Algorithm) -> String {
+    let kid = kid.map(|kid| format!(r#","kid":"{kid}""#)).unwrap_or_default();
+    let header = format!(r#"{{"alg":"{}"{kid}}}"#, algorithm.as_str());
+    raw(&header, &format!(r#"{{"iss":"{ISSUER}","sub":"a","exp":{}}}"#, NOW + 1), algorithm)
+}
+
+fn other() -> JwtKey {
+    JwtKey::new(Algorithm::Hs256, [8; 32]).expect("a key")
+}
+
+#[tokio::test]
+async fn the_kid_picks_the_key() {
+    let hs = key(Algorithm::Hs256);
+    let of = |keys: Vec<JwtKey>| jwt(Issuer::new(ISSUER, JwtKeys::new(keys).expect("keys")));
+    let named = of(vec![hs.clone().named("a"), other().named("b")]);
+    assert_eq!(verdict(&named, kid(Some("a"), Algorithm::Hs256)).await, "ok");
+    assert_eq!(verdict(&named, kid(Some("b"), Algorithm::Hs256)).await, "signature_invalid");
+    assert_eq!(verdict(&named, kid(Some("c"), Algorithm::Hs256)).await, "unknown_key");
+    assert_eq!(verdict(&named, kid(Some(""), Algorithm::Hs256)).await, "unknown_key");
+    assert_eq!(verdict(&named, kid(None, Algorithm::Hs256)).await, "unknown_key", "there is more than one");
+
+    let only = of(vec![hs.clone().named("a")]);
+    assert_eq!(verdict(&only, kid(None, Algorithm::Hs256)).await, "ok");
+    assert_eq!(verdict(&only, kid(Some("b"), Algorithm::Hs256)).await, "unknown_key");
+
+    let nameless = of(vec![other(), hs.clone(), other().named("b")]);
+    for token in [kid(None, Algorithm::Hs256), kid(Some("whatever"), Algorithm::Hs256)] {
+        assert_eq!(verdict(&nameless, token).await, "ok");
+    }
+    assert_eq!(verdict(&nameless, kid(Some("b"), Algorithm::Hs256)).await, "signature_invalid");
+}
+
+#[test]
+fn a_set_of_keys_is_bounded_and_unambiguous() {
+    let refused = |keys: Vec<JwtKey>| reason(JwtKeys::new(keys));
+    assert_eq!(refused(vec![]), Some("keys_missing"));
+    assert_eq!(refused(vec![other(); MAX_KEYS]), None);
+    assert_eq!(refused(vec![other(); MAX_KEYS + 1]), Some("keys_too_many"));
+    assert_eq!(refused((0..128).map(|i| other().named(&i.to_string())).collect()), None);
+    assert_eq!(refused((0..129).map(|i| other().named(&i.to_string())).collect()), Some("keys_too_many"));
+    assert_eq!(refused(vec![other().named("a"), key(Algorithm::Hs256).named("a")]), Some("keys_ambiguous"));
+    assert_eq!(refused(vec![other().named("a"), key(Algorithm::Rs256).named("b")]), Some("keys_ambiguous"));
+}
+
+#[test]
+fn a_weak_or_foreign_key_is_refused() {
+    for (algorithm, least) in [(Algorithm::Hs256, 32), (Algorithm::Hs384, 48), (Algorithm::Hs512, 64)] {
+        assert!(JwtKey::new(algorithm, vec![1; least]).is_ok());
+        assert_eq!(reason(JwtKey::new(algorithm, vec![1; least - 1])), Some("key_invalid"));
+    }
+    // 1024 bits, as PKCS#1: a modulus of ones.
+    let mut weak = vec![0x30, 0x81, 0x89, 0x02, 0x81, 0x81, 0x00];
+    weak.extend([0xFF; 128]);
+    weak.extend([0x02, 0x03, 0x01, 0x00, 0x01]);
+    assert_eq!(reason(JwtKey::new(Algorithm::Rs256, weak)), Some("key_invalid"));
+    for algorithm in Algorithm::ALL {
+        assert_eq!(reason(JwtKey::new(*algorithm, b"")), Some("key_invalid"), "{algorithm:?}");
+    }
+    assert_eq!(reason(JwtKey::new(Algorithm::Es384, EC.public_key())), Some("key_invalid"), "another curve");
+    assert_eq!(reason(JwtKey::new(Algorithm::Rs256, EC.public_key())), Some("key_invalid"));
+    assert_eq!(reason(JwtKey::new(Algorithm::EdDsa, RSA.public_key())), Some("key_invalid"));
+}
+
+#[tokio::test]
+async fn a_public_key_is_read_from_pem_and_der() {
+    let rsa: Vec<u8> = RSA.public_key().as_der().expect("der").as_ref().to_vec();
+    let ec: Vec<u8> = EC.public_key().as_der().expect("der").as_ref().to_vec();
+    let ed: Vec<u8> = ED.public_key().as_der().expect("der").as_ref().to_vec();
+    for (algorithm, der) in [(Algorithm::Rs256, rsa), (Algorithm::Es256, ec), (Algorithm::EdDsa, ed)] {
+        let base64 = STANDARD.encode(&der);
+        let (first, rest) = base64.split_at(20);
+        let pem = format!("\n-----BEGIN PUBLIC KEY-----\r\n{first}\n{rest}\n-----END PUBLIC KEY-----\n");
+        let keys = [JwtKey::new(algorithm, &der), JwtKey::pem(algorithm, &pem)];
+        for key in keys {
+            let keys = JwtKeys::new([key.expect("a key")]).expect("one key");
+            assert_eq!(verdict(&jwt(Issuer::new(ISSUER, keys)), kid(None, algorithm)).await, "ok", "{algorithm:?}");
+        }
+    }
+    let pkcs1 =
+        format!("-----BEGIN RSA PUBLIC KEY-----{}-----END RSA PUBLIC KEY-----", STANDARD.encode(RSA.public_key()));
+    assert!(JwtKey::pem(Algorithm::Ps512, &pkcs1).is_ok());
+    for pem in ["", "x", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----", &pkcs1[..90]] {
+        assert_eq!(reason(JwtKey::pem(Algorithm::Rs256, pem)), Some("key_invalid"), "{pem}");
+    }
+    assert_eq!(reason(JwtKey::pem(Algorithm::Hs256, &pkcs1)), Some("key_invalid"), "a public key is no secret");
+}
+
+fn rsa_jwk(bits: KeySize, more: &str) -> String {
+    let pair = RsaKeyPair::generate(bits).expect("a key");
+    // PKCS#1: a sequence of the modulus, which begins with a zero, and the exponent of three bytes.
+    let der = pair.public_key().as_ref().to_vec();
+    let len = pair.public_modulus_len();
+    let n = &der[der.len() - 5 - len..der.len() - 5];
+    format!(r#"{{"kty":"RSA","n":"{}","e":"AQAB"{more}}}"#, base64url(n))
+}
+
+#[test]
+fn a_jwk_is_used_only_for_what_it_is_for() {
+    let good = rsa_jwk(KeySize::Rsa2048, "");
+    let with = |member: &str| good.replace(r#""e""#, &format!(r#"{member},"e""#));
+    assert_eq!(JwtKey::jwk(&good).expect("a key").algorithm(), Algorithm::Rs256);
+    assert_eq!(JwtKey::jwk(&with(r#""alg":"PS384""#)).expect("a key").algorithm(), Algorithm::Ps384);
+    assert_eq!(JwtKey::jwk(&with(r#""kid":"k1""#)).expect("a key").kid(), Some("k1"));
+    for fits in [r#""use":"sig""#, r#""key_ops":["verify"]"#, r#""key_ops":["sign","verify"]"#, r#""x5c":["?"]"#] {
+        assert!(JwtKey::jwk(&with(fits)).is_ok(), "{fits}");
+    }
+    for wrong in [
+        r#""use":"enc""#,
+        r#""key_ops":["encrypt"]"#,
+        r#""key_ops":[]"#,
+        r#""alg":"RSA-OAEP""#,
+        r#""alg":"HS256""#,
+        r#""alg":"ES256""#,
+        r#""alg":"none""#,
+        r#""alg":"rs256""#,
+        r#""crv":"P-256""#,
+        r#""d":"AQAB""#,
+        r#""kty":"RSA""#,
+        r#""kid":5"#,
+    ] {
+        assert_eq!(reason(JwtKey::jwk(&with(wrong))), Some("key_invalid"), "{wrong}");
+    }
+    for broken in [good.replace("AQAB", "AQ"), good.replace("AQAB", ""), good.replace("AQAB", "AQAB="), "{}".to_owned()]
+    {
+        assert_eq!(reason(JwtKey::jwk(&broken)), Some("key_invalid"), "{broken}");
+    }
+    let oct = format!(r#"{{"kty":"oct","k":"{}"}}"#, base64url(SECRET));
+    assert_eq!(reason(JwtKey::jwk(&oct)), Some("key_invalid"), "a secret without alg");
+}
+
+#[test]
+fn a_set_leaves_out_what_is_not_for_us_and_is_bounded() {
+    let good = rsa_jwk(KeySize::Rsa2048, r#","kid":"good""#);
+    let set = |keys: &str| JwtKeys::jwks(format!(r#"{{"keys":[{keys}],"other":1}}"#).as_bytes());
+    let mixed = format!(r#"{{"kty":"new"}},5,null,{{"kty":"RSA","n":5}},{good}"#);
+    assert_eq!(reason(set(&mixed)), None);
+    assert_eq!(reason(set(r#"{"kty":"new"}"#)), Some("keys_missing"));
+    assert_eq!(reason(set(&vec![r#"{"kty":"new"}"#; 129].join(","))), Some("keys_too_many"));
+    assert_eq!(reason(set(&format!("{good}{}", " ".repeat(256 * 1024)))), Some("keys_too_many"));
+    for broken in ["", "[]", "{}", r#"{"keys":5}"#, r#"{"keys":[],"keys":[]}"#, r#"{"keys":[]} x"#] {
+        assert_eq!(reason(JwtKeys::jwks(broken.as_bytes())), Some("key_invalid"), "{broken}");
+    }
+}
+
+#[tokio::test]
+async fn keys_are_replaced_while_tokens_are_verified_and_stay_when_the_new_ones_are_broken() {
+    let keys = JwtKeys::new([key(Algorithm::Hs256)]).expect("one key");
+    let policy = jwt(Issuer::new(ISSUER, keys.clone()));
+    assert_eq!(verdict(&policy, valid()).await, "ok");
+    assert_eq!(reason(keys.replace([])), Some("keys_missing"));
+    assert_eq!(reason(keys.replace_jwks(b"{}")), Some("key_invalid"));
+    assert_eq!(verdict(&policy, valid()).await, "ok");
+    keys.replace([other()]).expect("one key");
+    assert_eq!(verdict(&policy, valid()).await, "signature_invalid");
+    keys.replace([other(), key(Algorithm::Hs256)]).expect("two keys");
+    assert_eq!(verdict(&policy, valid()).await, "ok");
+}
+
+#[test]
+fn the_payload_of_any_signed_text_is_handed_out() {
+    let keys = JwtKeys::new([key(Algorithm::Hs256)]).expect("one key");
+    assert_eq!(
+        keys.verify(raw(r#"{"alg":"HS256"}"#, "not json", Algorithm::Hs256).as_bytes()).expect("signed"),
+        b"not json"
+    );
+    assert_eq!(reason(keys.verify(b"a.b")), Some("parse_error"));
+    let _ = issuer();
+}

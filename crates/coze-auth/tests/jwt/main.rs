@@ -1,0 +1,10 @@
+//! The policy for JSON web tokens.
+
+mod cache;
+mod claims;
+mod hostile;
+mod keys;
+#[path = "../support/mod.rs"]
+mod support;
+mod token;
+mod wycheproof;
