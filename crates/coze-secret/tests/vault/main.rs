@@ -10,3 +10,4 @@ mod lease;
 mod real;
 mod session;
 mod support;
+mod tls;
