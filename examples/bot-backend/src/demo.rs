@@ -41,40 +41,20 @@ pub async fn run(arguments: &Demo, asked_to_stop: impl Future<Output = Result<()
         logs::init(LogFormat::Text)?;
     }
     let mut asked_to_stop = std::pin::pin!(asked_to_stop);
-    let (mut out, mut err) = (io::stdout(), io::stderr());
-    let mut world = World::start(&arguments.fault).await?;
-    let table = Table::new(out.is_terminal() && std::env::var_os("NO_COLOR").is_none());
-    let played = async {
-        if !arguments.json {
-            writeln!(out, "{}", table.head(&world))?;
-        }
-        let mut report = Report::default();
-        for (group, steps) in STEPS {
-            if !arguments.json {
-                writeln!(out, "{}", table.group(group))?;
-            }
-            for step in *steps {
-                report.steps.push(play(step, &mut world).await);
-                if let Some(played) = report.steps.last().filter(|_| !arguments.json) {
-                    writeln!(out, "{}", table.row(report.steps.len(), played))?;
-                }
-            }
-        }
-        match arguments.json {
-            true => writeln!(out, "{}", report.json())?,
-            false => writeln!(out, "{}", table.summary(&report, arguments.serve))?,
-        }
-        Ok::<_, io::Error>(report)
+    let broken_off = "stopped before the last step";
+    let mut world = tokio::select! {
+        world = World::start(&arguments.fault) => world?,
+        asked = asked_to_stop.as_mut() => return asked.and(Err(broken_off.into())),
     };
     let ended = tokio::select! {
-        ended = played => ended.map_err(Into::into),
-        asked = asked_to_stop.as_mut() => asked.and(Err("stopped before the last step".into())),
+        ended = play_all(&mut world, arguments) => ended.map_err(Into::into),
+        asked = asked_to_stop.as_mut() => asked.and(Err(broken_off.into())),
     };
     if arguments.serve && ended.is_ok() {
         let text = serve::text(&world);
         match arguments.json {
-            true => writeln!(err, "{text}")?,
-            false => writeln!(out, "{text}")?,
+            true => eprintln!("{text}"),
+            false => writeln!(io::stdout(), "{text}")?,
         }
         asked_to_stop.await?;
     }
@@ -83,6 +63,27 @@ pub async fn run(arguments: &Demo, asked_to_stop: impl Future<Output = Result<()
         0 => Ok(()),
         failed => Err(format!("steps that failed: {failed}").into()),
     }
+}
+
+/// Plays all steps, and tells of each as soon as it is over.
+async fn play_all(world: &mut World, arguments: &Demo) -> io::Result<Report> {
+    let mut report = Report::default();
+    let mut out: Box<dyn Write + Send> = if arguments.json { Box::new(io::sink()) } else { Box::new(io::stdout()) };
+    let table = Table::new(io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    writeln!(out, "{}", table.head(world))?;
+    for (group, steps) in STEPS {
+        writeln!(out, "{}", table.group(group))?;
+        for step in *steps {
+            let played = play(step, world).await;
+            writeln!(out, "{}", table.row(report.steps.len() + 1, &played))?;
+            report.steps.push(played);
+        }
+    }
+    writeln!(out, "{}", table.summary(&report, arguments.serve))?;
+    if arguments.json {
+        writeln!(io::stdout(), "{}", report.json())?;
+    }
+    Ok(report)
 }
 
 /// Plays a step and waits until nothing of it is left.

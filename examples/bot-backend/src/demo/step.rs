@@ -93,7 +93,7 @@ const SENDERS: &[Step] = &[
 #[rustfmt::skip]
 const LIMITS: &[Step] = &[
     step(["user: 1 a second", "3 to acme, 1 later"],
-        ["1 × 200, 2 × 429 \"user\" Retry-After 1, then 200", "acme: chat ×2"],
+        ["1 × 200, else 429 \"user\" Retry-After 1, then 200", "a chat for each 200"],
         |world| Box::pin(limits::user(world))),
     step(["app: 50 a second", "120 to initech, 1 later"],
         ["at most 50 × 200, else 429 \"app\" Retry-After 1, then 200", "a chat for each 200"],

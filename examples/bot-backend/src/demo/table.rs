@@ -33,7 +33,8 @@ impl Table {
         let names = self.line("", HEADS, "time", "");
         format!(
             "The bot is {bot}, the simulated platform {platform}, their data in a temporary folder.\n\
-             The platform is asked for: chat (the answer begins), look (is it there?), list (its text), cancel, token.\n\n{}",
+             Calls to the platform: chat begins an answer, look asks whether it is there, list reads it, cancel ends it,\n\
+             token is for all of them. 429→ok: asked twice. ×2: two times. dropped: nobody waited for it any more.\n\n{}",
             self.dim(&names)
         )
     }

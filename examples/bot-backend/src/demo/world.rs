@@ -76,7 +76,11 @@ impl World {
         let mut config = Config { listen: ([127, 0, 0, 1], 0).into(), ..Config::default() };
         config.platform.url = sim.url().parse()?;
         config.platform.service_account = Some(account);
-        config.storage.conversations = Secret::new(&format!("sqlite://{}", folder.path().join("bot.db").display()));
+        config.http.drain_timeout = Duration::from_secs(10);
+        // In a URL these would mean something.
+        let path = folder.path().join("bot.db").display().to_string();
+        let path = path.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+        config.storage.conversations = Secret::new(&format!("sqlite://{path}"));
         config.bots = vec![bot(ACME)?, bot(HOOLI)?, bot(INITECH)?];
         config.bots[1].stream = false;
         config.bots[2].concurrency = 1000.try_into().ok();

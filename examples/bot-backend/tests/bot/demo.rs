@@ -110,7 +110,7 @@ fn all_steps_go_as_they_should_and_are_told_as_one_object() {
 }
 
 #[test]
-fn a_step_that_fails_is_named_with_what_was_expected_and_so_does_the_exit_code() {
+fn a_step_that_fails_is_named_with_what_was_expected_and_makes_the_exit_code_1() {
     // Where it matters the step's own fault comes first, so only those who look at a finished chat fail.
     let fault = r#"{"route":"/v3/chat/message/list","kind":{"code":{"code":4011}}}"#;
     let (code, out, err) = Demo::start(&["--fault", fault]).end();
