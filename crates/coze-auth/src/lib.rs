@@ -9,6 +9,8 @@ mod jwt;
 mod key;
 mod layer;
 mod nonces;
+#[cfg(feature = "oauth")]
+mod oauth;
 mod policy;
 mod renewing;
 mod service;
@@ -24,8 +26,13 @@ pub use future::ResponseFuture;
 pub use jwt::{Algorithm, Issuer, Jwt, JwtKey, JwtKeys};
 pub use key::{Key, MAX_KEYS};
 pub use layer::AuthLayer;
+#[cfg(feature = "oauth")]
+pub use oauth::{
+    Device, Endpoint, FileStore, Granted, MemoryStore, OAuthApp, Pkce, Refresh, RefreshToken, ServiceAccount,
+    TokenStore,
+};
 pub use policy::{Admitted, Decision, Policy};
 pub use renewing::Renewing;
 pub use service::Auth;
-pub use token::{Static, Token, TokenSource, lifetime};
+pub use token::{Refresher, Static, Token, TokenSource, lifetime};
 pub use webhook::{Webhook, WebhookKeys};

@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{Decision, Token, TokenSource, bearer::copy};
+use crate::{Decision, Refresher, Token, TokenSource, bearer::copy};
 
 /// The longest time before its expiry that a token is renewed.
 const MAX_MARGIN: Duration = Duration::from_secs(30);
@@ -78,11 +78,7 @@ struct State {
 /// What all who wait for a fetch are told.
 type Landed = Result<Token, Arc<Error>>;
 
-impl<F, R> Renewing<F>
-where
-    F: Fn() -> R + Send + Sync + 'static,
-    R: Future<Output = Result<Token, Error>> + Send + 'static,
-{
+impl<F: Refresher> Renewing<F> {
     /// Gets its tokens from `fetch`, which makes one attempt. The generation of a token is set here.
     #[must_use]
     pub fn new(fetch: F) -> Self {
@@ -103,11 +99,7 @@ where
     }
 }
 
-impl<F, R> TokenSource for Renewing<F>
-where
-    F: Fn() -> R + Send + Sync + 'static,
-    R: Future<Output = Result<Token, Error>> + Send + 'static,
-{
+impl<F: Refresher> TokenSource for Renewing<F> {
     type Future = Pin<Box<dyn Future<Output = Result<Token, Error>> + Send>>;
 
     /// # Panics
@@ -207,12 +199,11 @@ struct Flight<F> {
 }
 
 impl<F> Flight<F> {
-    async fn run<R>(mut self)
+    async fn run(mut self)
     where
-        F: Fn() -> R,
-        R: Future<Output = Result<Token, Error>>,
+        F: Refresher,
     {
-        let fetch = timeout(self.timeout, (self.shared.fetch)());
+        let fetch = timeout(self.timeout, self.shared.fetch.refresh());
         self.outcome = Some(fetch.await.unwrap_or_else(|_| {
             Err(Error::new(Kind::Timeout, "token_timeout")
                 .with_message(format!("no access token was given within {:?}", self.timeout)))

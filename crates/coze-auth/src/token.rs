@@ -63,6 +63,25 @@ impl Token {
     }
 }
 
+/// Gets a new access token, in one attempt: what a [`Renewing`](crate::Renewing) source asks when it needs one.
+///
+/// A closure is a refresher, and so are the platform's grants. [`Error::retry`] of a failure tells what passes
+/// ([`Retry::Safe`], [`Retry::IfIdempotent`]) from what is final ([`Retry::Never`]).
+pub trait Refresher: Send + Sync + 'static {
+    /// One attempt. What must not be sent twice, such as a signed assertion, is made anew for each.
+    fn refresh(&self) -> impl Future<Output = Result<Token, Error>> + Send;
+}
+
+impl<F, R> Refresher for F
+where
+    F: Fn() -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Token, Error>> + Send,
+{
+    fn refresh(&self) -> impl Future<Output = Result<Token, Error>> + Send {
+        self()
+    }
+}
+
 /// Where the tokens for calls out come from.
 pub trait TokenSource {
     /// A token that has to be waited for.

@@ -11,7 +11,23 @@ const BASE: [&str; 9] =
 
 /// The layer crates, and what each one's duty needs besides.
 const LAYERS: [(&str, &[&str]); 6] = [
-    ("coze-auth", &["arc-swap", "aws-lc-rs", "base64", "hex", "hmac", "serde", "serde_json", "sha1", "sha2", "subtle"]),
+    (
+        "coze-auth",
+        &[
+            "arc-swap",
+            "aws-lc-rs",
+            "base64",
+            "hex",
+            "hmac",
+            "http-body-util",
+            "serde",
+            "serde_json",
+            "sha1",
+            "sha2",
+            "siphasher",
+            "subtle",
+        ],
+    ),
     ("coze-errmap", &["base64", "httpdate", "prost", "serde", "serde_json"]),
     ("coze-observe", &["fastrand", "matchit", "metrics"]),
     ("coze-ratelimit", &["indexmap", "smallvec"]),

@@ -1,0 +1,223 @@
+use std::{
+    fmt,
+    fs::{self, File, OpenOptions},
+    future::{Future, ready},
+    io::{self, Read, Write},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use coze_core::{Error, Kind};
+use serde::{Deserialize, Serialize};
+
+/// Bytes of a file that are read.
+const MAX_FILE: u64 = 64 << 10;
+
+/// A refresh token: good for one use (coze-platform.md §1.3). It never shows itself.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefreshToken {
+    refresh_token: String,
+    /// How often it was sent without an answer that told its fate.
+    #[serde(default)]
+    sent: u8,
+}
+
+impl RefreshToken {
+    /// A refresh token that was not sent yet.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self { refresh_token: text.to_owned(), sent: 0 }
+    }
+
+    /// The token. It is a secret.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.refresh_token
+    }
+
+    /// How often it was sent without an answer that told whether it is still good.
+    #[must_use]
+    pub fn sent(&self) -> u8 {
+        self.sent
+    }
+
+    pub(super) fn with_sent(&self, sent: u8) -> Self {
+        Self { refresh_token: self.refresh_token.clone(), sent }
+    }
+
+    /// The text that a store keeps. It is a secret.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        serde_json::to_string(self).expect("two plain fields")
+    }
+
+    /// Reads what [`RefreshToken::encode`] wrote.
+    ///
+    /// # Errors
+    /// `token_store`, [`Kind::Precondition`]: it is something else.
+    pub fn decode(text: &str) -> Result<Self, Error> {
+        // The text of a JSON error may quote what it could not read.
+        serde_json::from_str(text).map_err(|_| broken("what is stored is no refresh token"))
+    }
+}
+
+impl fmt::Debug for RefreshToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RefreshToken").field("sent", &self.sent).finish_non_exhaustive()
+    }
+}
+
+/// Where one refresh token is kept. What a person granted once lives and dies with it.
+///
+/// Before a token is sent it is saved with [`RefreshToken::sent`] counted up, and the one that the platform answers is saved
+/// before its access token is used. So after a crash at any moment the store tells whether the token in it may be spent. The
+/// one moment that nothing can help is between the platform's spending it and our saving the next: that answer is lost.
+///
+/// A store serves one process: two that share a file would spend each other's token.
+pub trait TokenStore: Send + Sync + 'static {
+    /// The token, or `None` if there is none yet.
+    ///
+    /// # Errors
+    /// The store's own, with the reason `token_store`.
+    fn load(&self) -> impl Future<Output = Result<Option<RefreshToken>, Error>> + Send;
+
+    /// Replaces the token. When this returns it survives whatever the store survives.
+    ///
+    /// # Errors
+    /// The store's own, with the reason `token_store`. Then the old token or the new one is there, whole.
+    fn save(&self, token: &RefreshToken) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+/// Keeps the token as long as the process lives. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore(Arc<Mutex<Option<RefreshToken>>>);
+
+impl MemoryStore {
+    /// A store without a token.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl TokenStore for MemoryStore {
+    fn load(&self) -> impl Future<Output = Result<Option<RefreshToken>, Error>> + Send {
+        ready(Ok(self.0.lock().expect("nobody panics while holding it").clone()))
+    }
+
+    fn save(&self, token: &RefreshToken) -> impl Future<Output = Result<(), Error>> + Send {
+        *self.0.lock().expect("nobody panics while holding it") = Some(token.clone());
+        ready(Ok(()))
+    }
+}
+
+/// Keeps the token in a file that only its owner may read (mode 0600), and replaces it as a whole: a new file is written and
+/// synchronised beside it, then renamed, then the folder synchronised. Clones share it.
+#[derive(Clone, Debug)]
+pub struct FileStore(Arc<Place>);
+
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    /// Numbers the saves as they are asked for.
+    asked: AtomicU64,
+    /// The latest that was written. A save goes on when nobody waits for it any more, and must not overwrite a later one.
+    written: Mutex<u64>,
+}
+
+impl FileStore {
+    /// The file at `path`, in a folder that exists; nobody else writes to it, or to the same name with `.new` behind.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(Arc::new(Place { path: path.into(), asked: AtomicU64::new(0), written: Mutex::new(0) }))
+    }
+}
+
+impl TokenStore for FileStore {
+    /// # Errors
+    /// `token_store`, [`Kind::Precondition`]: the file cannot be read, others may read it, or it holds something else.
+    async fn load(&self) -> Result<Option<RefreshToken>, Error> {
+        let place = self.0.clone();
+        blocking(move || place.load()).await
+    }
+
+    /// # Errors
+    /// `token_store`, [`Kind::Precondition`]: the file cannot be written.
+    async fn save(&self, token: &RefreshToken) -> Result<(), Error> {
+        let (place, text) = (self.0.clone(), token.encode());
+        let number = place.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        blocking(move || place.save(number, &text)).await
+    }
+}
+
+impl Place {
+    fn load(&self) -> Result<Option<RefreshToken>, Error> {
+        let _nobody_writes = self.written.lock().expect("nobody panics while holding it");
+        let file = match File::open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(unreadable)?,
+        };
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            if file.metadata().map_err(unreadable)?.permissions().mode() & 0o077 != 0 {
+                return Err(broken("others may read the file of the refresh token: its mode must be 0600"));
+            }
+        }
+        let mut text = String::new();
+        file.take(MAX_FILE).read_to_string(&mut text).map_err(unreadable)?;
+        RefreshToken::decode(&text).map(Some)
+    }
+
+    fn save(&self, number: u64, text: &str) -> Result<(), Error> {
+        let mut written = self.written.lock().expect("nobody panics while holding it");
+        if *written > number {
+            return Ok(());
+        }
+        self.replace(text).map_err(|e| broken("the file of the refresh token cannot be written").with_source(e))?;
+        *written = number;
+        Ok(())
+    }
+
+    fn replace(&self, text: &str) -> io::Result<()> {
+        let mut new = self.path.clone().into_os_string();
+        new.push(".new");
+        let new = PathBuf::from(new);
+        // What a crash left behind. Made anew, so that neither its mode nor a link decides who reads it.
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&new)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        drop(file);
+        fs::rename(&new, &self.path)?;
+        #[cfg(unix)]
+        if let Some(folder) = self.path.parent() {
+            let folder = if folder.as_os_str().is_empty() { ".".as_ref() } else { folder };
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(broken("the store of the refresh token broke off").with_source(error)))
+}
+
+fn unreadable(error: io::Error) -> Error {
+    broken("the file of the refresh token cannot be read").with_source(error)
+}
+
+fn broken(what: &'static str) -> Error {
+    Error::new(Kind::Precondition, "token_store").with_message(what)
+}

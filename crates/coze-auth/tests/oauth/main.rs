@@ -1,0 +1,8 @@
+//! The platform's OAuth flows: over a scripted transport, and over TCP against the simulated platform.
+
+mod device;
+mod platform;
+mod refresh;
+mod scripted;
+mod service_account;
+mod store;

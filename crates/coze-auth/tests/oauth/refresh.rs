@@ -1,0 +1,186 @@
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use coze_auth::{MemoryStore, OAuthApp, RefreshToken, Refresher, Token, TokenStore};
+use coze_core::{Error, Kind, Retry};
+use serde_json::json;
+
+use crate::scripted::{Scripted, Step, ok, refusal};
+
+const NEXT: &str = r#"{"access_token":"czu_a","expires_in":900,"refresh_token":"r2"}"#;
+
+async fn stored(text: &str) -> MemoryStore {
+    let store = MemoryStore::new();
+    store.save(&RefreshToken::new(text)).await.expect("saved");
+    store
+}
+
+fn app(platform: &Scripted) -> OAuthApp<Scripted> {
+    OAuthApp::new(platform.endpoint(), "c1").secret("s1").expect("valid")
+}
+
+async fn held(store: &impl TokenStore) -> (String, u8) {
+    let token = store.load().await.expect("readable").expect("there is one");
+    (token.expose().to_owned(), token.sent())
+}
+
+fn outcome(result: Result<Token, Error>) -> Result<String, (&'static str, Retry)> {
+    match result {
+        Ok(token) => Ok(token.header().to_str().expect("ASCII").to_owned()),
+        Err(error) => Err((error.reason(), error.retry())),
+    }
+}
+
+#[tokio::test]
+async fn the_next_refresh_token_is_stored_and_used() {
+    let platform = Scripted::new([ok(NEXT), ok(&NEXT.replace("r2", "r3"))]);
+    let store = stored("r1").await;
+    let source = app(&platform).refreshing(store.clone());
+    assert_eq!(outcome(source.refresh().await), Ok("Bearer czu_a".into()));
+    assert_eq!(held(&store).await, ("r2".into(), 0));
+    assert_eq!(source.refresh().await.expect("granted").lifetime(), Some(Duration::from_secs(900)));
+    let asked = |token: &str| {
+        let body = json!({ "grant_type": "refresh_token", "client_id": "c1", "refresh_token": token });
+        ("https://api.coze.cn/api/permission/oauth2/token".to_owned(), Some("Bearer s1".to_owned()), body)
+    };
+    assert_eq!(platform.sent(), [asked("r1"), asked("r2")]);
+}
+
+/// Keeps the order of what happens, and fails when it is told to.
+#[derive(Clone, Default)]
+struct Journal {
+    store: MemoryStore,
+    lines: Arc<Mutex<Vec<String>>>,
+    failures: Arc<Mutex<Vec<usize>>>,
+    platform: Scripted,
+}
+
+impl TokenStore for Journal {
+    async fn load(&self) -> Result<Option<RefreshToken>, Error> {
+        self.store.load().await
+    }
+
+    async fn save(&self, token: &RefreshToken) -> Result<(), Error> {
+        let number = {
+            let mut lines = self.lines.lock().expect("whole");
+            lines.push(format!("{} {} after {}", token.expose(), token.sent(), self.platform.count()));
+            lines.len()
+        };
+        if self.failures.lock().expect("whole").contains(&number) {
+            return Err(Error::new(Kind::Precondition, "token_store"));
+        }
+        self.store.save(token).await
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_marked_before_it_is_sent_and_its_successor_saved_before_use() {
+    let platform = Scripted::new([ok(NEXT)]);
+    let journal = Journal { store: stored("r1").await, platform: platform.clone(), ..Journal::default() };
+    app(&platform).refreshing(journal.clone()).refresh().await.expect("granted");
+    assert_eq!(*journal.lines.lock().expect("whole"), ["r1 1 after 0", "r2 0 after 1"]);
+}
+
+#[tokio::test]
+async fn a_store_that_fails_loses_nothing() {
+    let platform = Scripted::new([ok(NEXT)]);
+    let journal = Journal { store: stored("r1").await, platform: platform.clone(), ..Journal::default() };
+    *journal.failures.lock().expect("whole") = vec![1, 3];
+    let source = app(&platform).refreshing(journal.clone());
+    assert_eq!(outcome(source.refresh().await), Err(("token_store", Retry::Safe)));
+    assert_eq!(platform.count(), 0, "what cannot be marked is not sent");
+    assert_eq!(outcome(source.refresh().await), Err(("token_store", Retry::Safe)), "not handed out before it is saved");
+    assert_eq!(outcome(source.refresh().await), Ok("Bearer czu_a".into()));
+    assert_eq!((platform.count(), held(&journal.store).await), (1, ("r2".into(), 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_whose_answer_is_lost_is_tried_once_more_and_then_a_person_is_asked_for() {
+    let unknown: [fn() -> Step; 5] = [
+        || Step::Fail("the connection broke".into()),
+        || Step::Silence,
+        || Step::Answer(504, "<html>".into()),
+        || ok("<html>"),
+        || ok(r#"{"access_token":"czu_a"}"#),
+    ];
+    for first in unknown {
+        for second in [first(), refusal("invalid_request"), refusal("invalid_client")] {
+            let platform = Scripted::new([first(), second]);
+            let store = stored("r1").await;
+            let source = app(&platform).refreshing(store.clone());
+            let (_, retry) = outcome(source.refresh().await).expect_err("nobody knows");
+            assert_eq!((retry, platform.count()), (Retry::IfIdempotent, 1), "not sent again in the same call");
+            assert_eq!(held(&store).await, ("r1".into(), 1));
+            // Another process that finds the store so does the same.
+            let source = app(&platform).refreshing(store.clone());
+            for _ in 0..3 {
+                assert_eq!(outcome(source.refresh().await), Err(("reauthorization_required", Retry::Never)));
+            }
+            assert_eq!((platform.count(), held(&store).await), (2, ("r1".into(), 2)));
+        }
+        let platform = Scripted::new([first(), ok(NEXT)]);
+        let store = stored("r1").await;
+        let source = app(&platform).refreshing(store.clone());
+        source.refresh().await.expect_err("nobody knows");
+        assert_eq!(outcome(source.refresh().await), Ok("Bearer czu_a".into()), "it had not arrived");
+        assert_eq!(held(&store).await, ("r2".into(), 0));
+    }
+}
+
+#[tokio::test]
+async fn what_says_that_nothing_was_spent_leaves_the_token_as_good_as_it_was() {
+    let not_sent = Error::new(Kind::Unavailable, "not_connected").with_retry(Retry::Safe);
+    let platform = Scripted::new([
+        refusal("internal_error"),
+        Step::Fail(not_sent.into()),
+        Step::Answer(429, String::new()),
+        refusal("access_deny"),
+        refusal("invalid_client"),
+        ok(NEXT),
+    ]);
+    let store = stored("r1").await;
+    let source = app(&platform).refreshing(store.clone());
+    for expected in [
+        ("internal_error", Retry::Safe),
+        ("not_connected", Retry::Safe),
+        ("token_endpoint_busy", Retry::Safe),
+        ("access_deny", Retry::Never),
+        ("invalid_client", Retry::Never),
+    ] {
+        assert_eq!(outcome(source.refresh().await), Err(expected));
+        assert_eq!(held(&store).await, ("r1".into(), 0), "{expected:?}");
+    }
+    assert!(source.refresh().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_refused_or_missing_refresh_token_needs_a_person() {
+    let platform = Scripted::new([refusal("invalid_request")]);
+    let needs = Err(("reauthorization_required", Retry::Never));
+    assert_eq!(outcome(app(&platform).refreshing(stored("r1").await).refresh().await), needs);
+    assert_eq!(outcome(app(&platform).refreshing(MemoryStore::new()).refresh().await), needs);
+    assert_eq!(platform.count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_goes_away_leaves_the_mark() {
+    let platform = Scripted::new([Step::Silence, ok(NEXT)]);
+    let store = stored("r1").await;
+    let source = app(&platform).refreshing(store.clone());
+    assert!(tokio::time::timeout(Duration::from_secs(1), source.refresh()).await.is_err());
+    assert_eq!(held(&store).await, ("r1".into(), 1));
+    assert!(source.refresh().await.is_ok(), "nothing is locked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn refreshes_are_made_one_at_a_time() {
+    let slow = |body: &str| Step::After(Duration::from_secs(1), Box::new(ok(body)));
+    let platform = Scripted::new([slow(NEXT), slow(&NEXT.replace("r2", "r3"))]);
+    let source = app(&platform).refreshing(stored("r1").await);
+    let (one, two) = tokio::join!(source.refresh(), source.refresh());
+    assert!(one.is_ok() && two.is_ok());
+    let tokens: Vec<_> = platform.sent().into_iter().map(|(.., body)| body["refresh_token"].clone()).collect();
+    assert_eq!(tokens, ["r1", "r2"]);
+}
