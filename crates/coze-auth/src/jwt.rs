@@ -20,7 +20,7 @@ use coze_core::{Context, Error, Kind};
 use http::{HeaderMap, Request, header::AUTHORIZATION};
 
 use self::{
-    cache::{Cache, Entry, hash},
+    cache::{Cache, Entry, Hash, Hashing},
     claims::Claims,
     compact::Compact,
     keys::unauthenticated,
@@ -70,6 +70,7 @@ pub struct Jwt {
     clock: fn() -> SystemTime,
     cache: Option<Arc<Cache>>,
     revoked: Arc<Revoked>,
+    hashing: Hashing,
 }
 
 impl Jwt {
@@ -91,6 +92,7 @@ impl Jwt {
             clock: SystemTime::now,
             cache: Some(Arc::new(Cache::new(10_000))),
             revoked: Arc::new(Revoked::new(65_536)),
+            hashing: Hashing::new(),
         })
     }
 
@@ -136,7 +138,7 @@ impl Jwt {
     /// `revocations_full`, [`Kind::Overloaded`]: there are as many already, and none of them has ended.
     pub fn revoke(&self, token: &str, until: SystemTime) -> Result<(), Error> {
         let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
-        self.revoked.add(hash(&[signed.as_bytes()]), seconds(until), self.now())
+        self.revoked.add(self.hashing.hash(&[signed.as_bytes()]), seconds(until), self.now())
     }
 
     /// Refuses the tokens of this issuer that have this `jti`, from now on until the given time.
@@ -144,7 +146,12 @@ impl Jwt {
     /// # Errors
     /// As [`Jwt::revoke`].
     pub fn revoke_id(&self, issuer: &str, jti: &str, until: SystemTime) -> Result<(), Error> {
-        self.revoked.add(id(issuer, jti), seconds(until), self.now())
+        self.revoked.add(self.id(issuer, jti), seconds(until), self.now())
+    }
+
+    /// By which a token is revoked that has an id. The length keeps the two apart, and both from a token.
+    fn id(&self, issuer: &str, jti: &str) -> Hash {
+        self.hashing.hash(&[b"jti", &issuer.len().to_le_bytes(), issuer.as_bytes(), jti.as_bytes()])
     }
 
     fn now(&self) -> f64 {
@@ -165,16 +172,16 @@ impl Jwt {
     }
 
     fn verify(&self, token: &[u8], now: f64) -> Result<Arc<Entry>, Error> {
-        let cache = self.cache.as_deref().map(|cache| (cache, hash(&[token])));
+        let cache = self.cache.as_deref().map(|cache| (cache, self.hashing.hash(&[token])));
         let counts = |entry: &Entry| {
-            now < entry.accepted.end && self.issuers[entry.issuer].keys().current().generation == entry.generation
+            now < entry.accepted.end && self.issuers[entry.issuer].keys().generation() == entry.generation
         };
-        let entry = match cache.and_then(|(cache, hash)| cache.get(&hash, counts)) {
+        let entry = match cache.and_then(|(cache, hash)| cache.get(hash, counts)) {
             Some(entry) => entry,
             None => {
                 let entry = Arc::new(self.read(token, now)?);
                 if let Some((cache, hash)) = cache {
-                    cache.put(&hash, entry.clone());
+                    cache.put(hash, entry.clone());
                 }
                 entry
             }
@@ -203,8 +210,8 @@ impl Jwt {
             accepted: issuer.accept(&claims, now)?,
             issuer: position,
             generation: keys.generation,
-            signed: hash(&[compact.signed]),
-            id: claims.jti.as_deref().map(|jti| id(issuer.name(), jti)),
+            signed: self.hashing.hash(&[compact.signed]),
+            id: claims.jti.as_deref().map(|jti| self.id(issuer.name(), jti)),
         })
     }
 }
@@ -230,11 +237,6 @@ impl fmt::Debug for Jwt {
             .field("limit", &self.limit)
             .finish_non_exhaustive()
     }
-}
-
-/// By which a token is revoked that has an id. The length keeps the two apart, and both from a token.
-fn id(issuer: &str, jti: &str) -> cache::Hash {
-    hash(&[b"jti", &issuer.len().to_le_bytes(), issuer.as_bytes(), jti.as_bytes()])
 }
 
 fn seconds(time: SystemTime) -> f64 {

@@ -1,23 +1,56 @@
 use std::{
     collections::HashMap,
+    hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},
     mem,
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use sha2::{Digest, Sha256};
+use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::claims::Accepted;
 
 /// So many locks, so that requests on different threads seldom wait for each other.
 const SHARDS: usize = 16;
 
-/// Half of a SHA-256: nobody finds two texts that share it, and no token is kept.
-pub(super) type Hash = [u8; 16];
+/// Nobody who lacks the key finds two texts that share it, and no token is kept.
+pub(super) type Hash = u128;
 
-pub(super) fn hash(parts: &[&[u8]]) -> Hash {
-    let mut hash = Sha256::new();
-    parts.iter().for_each(|part| hash.update(part));
-    *hash.finalize().first_chunk().expect("a sha-256 has 32 bytes")
+/// What makes hashes, with a key that is drawn anew and never shown.
+#[derive(Clone, Copy)]
+pub(super) struct Hashing(u64, u64);
+
+impl Hashing {
+    pub(super) fn new() -> Self {
+        // The key of a random state comes from the operating system.
+        Self(RandomState::new().hash_one(0), RandomState::new().hash_one(1))
+    }
+
+    pub(super) fn hash(self, parts: &[&[u8]]) -> Hash {
+        let mut hash = SipHasher13::new_with_keys(self.0, self.1);
+        parts.iter().for_each(|part| hash.write(part));
+        hash.finish128().as_u128()
+    }
+}
+
+/// A table by hashes: they are as good as random, so hashing them again would be work for nothing.
+pub(super) type Table<T> = HashMap<Hash, T, BuildHasherDefault<AsItIs>>;
+
+#[derive(Default)]
+pub(super) struct AsItIs(u64);
+
+impl Hasher for AsItIs {
+    fn write_u128(&mut self, hash: u128) {
+        let bytes = hash.to_ne_bytes();
+        self.0 = u64::from_ne_bytes(*bytes.first_chunk().expect("8 of 16 bytes"));
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("the keys of a table are hashes")
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// A token that was verified.
@@ -41,8 +74,8 @@ pub(super) struct Cache {
 
 #[derive(Default)]
 struct Shard {
-    newer: HashMap<Hash, Arc<Entry>>,
-    older: HashMap<Hash, Arc<Entry>>,
+    newer: Table<Arc<Entry>>,
+    older: Table<Arc<Entry>>,
 }
 
 impl Cache {
@@ -57,36 +90,36 @@ impl Cache {
     }
 
     /// The token of this hash, if it is there and still counts; one that does not is dropped.
-    pub(super) fn get(&self, hash: &Hash, counts: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
+    pub(super) fn get(&self, hash: Hash, counts: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
         let mut shard = self.shard(hash);
-        if let Some(entry) = shard.newer.get(hash) {
+        if let Some(entry) = shard.newer.get(&hash) {
             if counts(entry) {
                 return Some(entry.clone());
             }
-            shard.newer.remove(hash);
+            shard.newer.remove(&hash);
             return None;
         }
-        let entry = shard.older.remove(hash).filter(|entry| counts(entry))?;
+        let entry = shard.older.remove(&hash).filter(|entry| counts(entry))?;
         shard.put(hash, entry.clone(), self.half);
         Some(entry)
     }
 
-    pub(super) fn put(&self, hash: &Hash, entry: Arc<Entry>) {
+    pub(super) fn put(&self, hash: Hash, entry: Arc<Entry>) {
         self.shard(hash).put(hash, entry, self.half);
     }
 
-    fn shard(&self, hash: &Hash) -> MutexGuard<'_, Shard> {
-        let shard = usize::from(hash[0]) % self.shards.len();
+    fn shard(&self, hash: Hash) -> MutexGuard<'_, Shard> {
+        let shard = usize::from(hash.to_ne_bytes()[15]) % self.shards.len();
         self.shards[shard].lock().expect("nobody panics while holding a shard")
     }
 }
 
 impl Shard {
-    fn put(&mut self, hash: &Hash, entry: Arc<Entry>, half: usize) {
-        if self.newer.len() >= half && !self.newer.contains_key(hash) {
+    fn put(&mut self, hash: Hash, entry: Arc<Entry>, half: usize) {
+        if self.newer.len() >= half && !self.newer.contains_key(&hash) {
             self.older = mem::take(&mut self.newer);
         }
-        self.newer.insert(*hash, entry);
+        self.newer.insert(hash, entry);
     }
 }
 
@@ -98,7 +131,11 @@ mod tests {
 
     fn entry(end: f64) -> Arc<Entry> {
         let accepted = Accepted { principal: Principal::new("jwt", "a"), tenant: None, end };
-        Arc::new(Entry { accepted, issuer: 0, generation: 0, signed: [0; 16], id: None })
+        Arc::new(Entry { accepted, issuer: 0, generation: 0, signed: 0, id: None })
+    }
+
+    fn of(text: &[u8]) -> Hash {
+        Hashing(1, 2).hash(&[text])
     }
 
     fn held(cache: &Cache) -> usize {
@@ -115,31 +152,31 @@ mod tests {
         for capacity in [0, 1, 2, 3, 31, 32, 100] {
             let cache = Cache::new(capacity);
             for i in 0..1000_u64 {
-                cache.put(&hash(&[&i.to_le_bytes()]), entry(1.0));
+                cache.put(of(&i.to_le_bytes()), entry(1.0));
                 assert!(held(&cache) <= capacity.max(2), "{capacity}");
             }
-            assert!(cache.get(&hash(&[&999_u64.to_le_bytes()]), |_| true).is_some(), "the last one in is there");
+            assert!(cache.get(of(&999_u64.to_le_bytes()), |_| true).is_some(), "the last one in is there");
         }
     }
 
     #[test]
     fn a_token_in_use_survives_those_that_are_not() {
         let cache = Cache::new(2);
-        let used = hash(&[b"used"]);
-        cache.put(&used, entry(1.0));
+        let used = of(b"used");
+        cache.put(used, entry(1.0));
         for i in 0..100_u64 {
-            cache.put(&hash(&[&i.to_le_bytes()]), entry(1.0));
-            assert!(cache.get(&used, |_| true).is_some());
+            cache.put(of(&i.to_le_bytes()), entry(1.0));
+            assert!(cache.get(used, |_| true).is_some());
         }
     }
 
     #[test]
     fn what_no_longer_counts_is_dropped_from_both_halves() {
         let cache = Cache::new(2);
-        let (first, second) = (hash(&[b"1"]), hash(&[b"2"]));
-        cache.put(&first, entry(1.0));
-        cache.put(&second, entry(1.0));
-        assert!(cache.get(&first, |_| false).is_none() && cache.get(&second, |_| false).is_none());
+        let (first, second) = (of(b"1"), of(b"2"));
+        cache.put(first, entry(1.0));
+        cache.put(second, entry(1.0));
+        assert!(cache.get(first, |_| false).is_none() && cache.get(second, |_| false).is_none());
         assert_eq!(held(&cache), 0);
     }
 }

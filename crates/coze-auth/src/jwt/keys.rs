@@ -1,7 +1,10 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt, slice,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use arc_swap::{ArcSwap, Guard};
@@ -19,7 +22,13 @@ use crate::{MAX_KEYS, verify::malformed};
 /// The `kid` in a token's header picks the key; without one, or where no key has that name, the keys without a name are tried,
 /// and a token without `kid` is also tried with the only key there is. The key decides on the algorithm.
 #[derive(Clone)]
-pub struct JwtKeys(Arc<ArcSwap<KeySet>>);
+pub struct JwtKeys(Arc<Shared>);
+
+struct Shared {
+    set: ArcSwap<KeySet>,
+    /// That of the set, for those who need no more.
+    generation: AtomicU64,
+}
 
 #[derive(Default)]
 pub(super) struct KeySet {
@@ -36,7 +45,8 @@ impl JwtKeys {
     /// All are [`Kind::Invalid`]. `keys_missing`: none. `keys_too_many`: more than 128, or more than [`MAX_KEYS`] without a
     /// name. `keys_ambiguous`: two of one name, or secrets and public keys in one set.
     pub fn new(keys: impl IntoIterator<Item = JwtKey>) -> Result<Self, Error> {
-        Ok(Self(Arc::new(ArcSwap::from_pointee(KeySet::new(keys)?))))
+        let set = ArcSwap::from_pointee(KeySet::new(keys)?);
+        Ok(Self(Arc::new(Shared { set, generation: AtomicU64::new(0) })))
     }
 
     /// The keys of a JSON web key set (RFC 7517 §5) that verify tokens ([`JwtKey::jwk`]); the others in it are left out.
@@ -53,7 +63,12 @@ impl JwtKeys {
     /// As [`JwtKeys::new`]. The keys stay as they were.
     pub fn replace(&self, keys: impl IntoIterator<Item = JwtKey>) -> Result<(), Error> {
         let KeySet { named, nameless, .. } = KeySet::new(keys)?;
-        self.0.rcu(|old| KeySet { generation: old.generation + 1, named: named.clone(), nameless: nameless.clone() });
+        let old = self.0.set.rcu(|old| KeySet {
+            generation: old.generation + 1,
+            named: named.clone(),
+            nameless: nameless.clone(),
+        });
+        self.0.generation.fetch_max(old.generation + 1, Ordering::Release);
         Ok(())
     }
 
@@ -77,7 +92,11 @@ impl JwtKeys {
     }
 
     pub(super) fn current(&self) -> Guard<Arc<KeySet>> {
-        self.0.load()
+        self.0.set.load()
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
     }
 }
 

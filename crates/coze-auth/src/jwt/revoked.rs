@@ -1,19 +1,24 @@
-use std::{collections::HashMap, sync::RwLock};
+use std::sync::{
+    RwLock,
+    atomic::{AtomicBool, Ordering},
+};
 
 use coze_core::{Error, Kind};
 
-use super::cache::{Entry, Hash};
+use super::cache::{Entry, Hash, Table};
 
 /// What was revoked, until when, in seconds of the Unix clock. When it is full it takes no more: to forget one early would
 /// let it in again.
 pub(super) struct Revoked {
-    ends: RwLock<HashMap<Hash, f64>>,
+    ends: RwLock<Table<f64>>,
+    /// Spares the lock where nothing ever was revoked.
+    is_used: AtomicBool,
     capacity: usize,
 }
 
 impl Revoked {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { ends: RwLock::default(), capacity }
+        Self { ends: RwLock::default(), is_used: AtomicBool::new(false), capacity }
     }
 
     pub(super) fn add(&self, hash: Hash, end: f64, now: f64) -> Result<(), Error> {
@@ -27,12 +32,17 @@ impl Revoked {
         }
         let kept = ends.entry(hash).or_insert(end);
         *kept = kept.max(end);
+        // Under the lock: whoever sees it sees the entry.
+        self.is_used.store(true, Ordering::Release);
         Ok(())
     }
 
     pub(super) fn has(&self, entry: &Entry, now: f64) -> bool {
+        if !self.is_used.load(Ordering::Acquire) {
+            return false;
+        }
         let ends = self.ends.read().expect("nobody panics while holding the list");
         let hits = |hash| ends.get(hash).is_some_and(|end| now < *end);
-        !ends.is_empty() && (hits(&entry.signed) || entry.id.as_ref().is_some_and(hits))
+        hits(&entry.signed) || entry.id.as_ref().is_some_and(hits)
     }
 }
