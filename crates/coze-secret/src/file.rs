@@ -16,8 +16,9 @@ use crate::{Rotor, Secret, SecretBytes, rotor::OVERLAP};
 
 /// The time in which content must not change to be believed: whoever writes a file in place writes it in pieces.
 const SETTLE: Duration = Duration::from_millis(100);
-/// The shortest time between two looks.
+/// The shortest and the longest time between two looks.
 const MIN_POLL: Duration = Duration::from_millis(100);
+const MAX_POLL: Duration = Duration::from_secs(86_400);
 /// Room for a file that grew since its size was read, or whose size the system does not tell.
 const ROOM: u64 = 4095;
 
@@ -58,9 +59,9 @@ impl SecretFile {
         Self { path: path.into(), poll: Duration::from_secs(10), overlap: OVERLAP, max: 64 * 1024, exact: false }
     }
 
-    /// The time between two looks at the file; 10 seconds unless set, and at least 100 ms.
+    /// The time between two looks at the file; 10 seconds unless set, from 100 ms to a day.
     pub fn poll(self, poll: Duration) -> Self {
-        Self { poll: poll.max(MIN_POLL), ..self }
+        Self { poll: poll.clamp(MIN_POLL, MAX_POLL), ..self }
     }
 
     /// How long the previous content stays beside the new one; 1 hour unless set.

@@ -86,6 +86,9 @@ impl<T> Rotor<T> {
     pub fn expire(&mut self) {
         self.retire = None;
         let last = self.versions.load_full();
+        if last.current.is_none() {
+            return;
+        }
         let reason = match last.health {
             Health::Good => "secret_expired",
             Health::Stale(reason) | Health::Expired(reason) => reason,

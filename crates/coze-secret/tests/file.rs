@@ -1,4 +1,5 @@
 //! Secrets in files, under the paused clock.
+#![cfg(unix)]
 
 use std::{fs, os::unix::fs::symlink, path::PathBuf, time::Duration};
 
@@ -133,6 +134,20 @@ async fn a_binary_key_keeps_its_last_byte() {
     assert!(secret.current().expect("there").matches(b"key\r\n"));
     let secret = fixture.file().open().await.expect("readable");
     assert!(secret.current().expect("there").matches(b"key"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_interval_is_too_short_or_too_long() {
+    let fixture = Fixture::new("one");
+    let secret = fixture.file().poll(Duration::ZERO).open().await.expect("readable");
+    let lazy = fixture.file().poll(Duration::MAX).overlap(Duration::MAX).open().await.expect("readable");
+    fixture.write("two");
+    sleep(Duration::from_millis(350)).await;
+    assert_eq!((text(&secret).as_str(), text(&lazy).as_str()), ("two", "one"));
+    drop(secret);
+    sleep(Duration::from_secs(86_401)).await;
+    assert_eq!(text(&lazy), "two");
+    assert!(lazy.read(|v| v.previous().is_some()), "an overlap without end");
 }
 
 #[tokio::test(start_paused = true)]

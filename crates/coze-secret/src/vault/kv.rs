@@ -33,7 +33,7 @@ impl Kv {
         Self { mount: mount.into(), ..self }
     }
 
-    /// The time between two readings; 1 minute unless set, at least a second, and up to a tenth more or less.
+    /// The time between two readings; 1 minute unless set, from a second to a day, and up to a tenth more or less.
     pub fn poll(self, poll: Duration) -> Self {
         Self { poll, ..self }
     }

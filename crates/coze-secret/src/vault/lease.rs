@@ -17,6 +17,9 @@ use super::{
 };
 use crate::{Rotor, Secret};
 
+/// When a revocation that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(60);
+
 /// A role of the database engine, which makes credentials for whoever asks.
 ///
 /// They are renewed when 60 to 75 % of their lease is over, and replaced by others when a renewal gives markedly less time than
@@ -128,8 +131,12 @@ impl Holder {
             let now = Instant::now();
             if revoke.is_some_and(|revoke| revoke <= now)
                 && let Some((id, _)) = self.replaced.take()
+                && let Err(error) = self.revoke(&id).await
             {
-                self.revoke(&id).await;
+                match is_passing(&error) {
+                    true => self.replaced = Some((id, now + AGAIN)),
+                    false => self.left(&error),
+                }
             }
             if is_live && self.lease.end() <= now {
                 self.rotor.expire();
@@ -139,8 +146,10 @@ impl Holder {
             }
         }
         self.rotor.end(&ended());
-        for id in self.replaced.take().map(|(id, _)| id).into_iter().chain([self.lease.id.clone()]) {
-            self.revoke(&id).await;
+        for id in self.replaced.iter().map(|(id, _)| id).chain([&self.lease.id]) {
+            if let Err(error) = persist(|| self.revoke(id), is_passing).await {
+                self.left(&error);
+            }
         }
     }
 
@@ -181,8 +190,10 @@ impl Holder {
                 self.wake = lease.next();
                 let last = std::mem::replace(&mut self.lease, lease);
                 self.rotor.publish(credentials);
-                if let Some((older, _)) = self.replaced.take() {
-                    self.revoke(&older).await;
+                if let Some((older, _)) = self.replaced.take()
+                    && let Err(error) = self.revoke(&older).await
+                {
+                    self.left(&error);
                 }
                 if was_live {
                     self.replaced = Instant::now().checked_add(self.overlap).map(|when| (last.id, when));
@@ -192,16 +203,17 @@ impl Holder {
         }
     }
 
-    async fn revoke(&self, id: &str) {
+    async fn revoke(&self, id: &str) -> Result<(), Error> {
         #[derive(Serialize)]
         struct Revocation<'a> {
             lease_id: &'a str,
         }
-        let revocation = Revocation { lease_id: id };
-        let revoke = || send(&self.link, "sys/leases/revoke", &revocation);
-        if let Err(error) = persist(revoke, is_passing).await {
-            tracing::warn!(secret = self.path, reason = error.reason(), %error, "a lease was not revoked: it ends by itself");
-        }
+        send(&self.link, "sys/leases/revoke", &Revocation { lease_id: id }).await.map(drop)
+    }
+
+    /// Tells that a lease was not revoked.
+    fn left(&self, error: &Error) {
+        tracing::warn!(secret = self.path, reason = error.reason(), %error, "a lease was not revoked: it ends by itself");
     }
 
     fn failed(&mut self, error: &Error) {

@@ -41,7 +41,8 @@ impl Login {
         Self { mount: None, method: Method::Token(token) }
     }
 
-    /// Logs in with a role id and a secret id; mounted at `approle` unless set.
+    /// Logs in with a role id and a secret id; mounted at `approle` unless set. The secret id has to be good for more than one
+    /// login, unless the token may be renewed for ever: a token whose renewals end is replaced by another login.
     #[must_use]
     pub fn app_role(role_id: impl Into<String>, secret_id: Secret) -> Self {
         Self { mount: None, method: Method::AppRole { role_id: role_id.into(), secret_id } }

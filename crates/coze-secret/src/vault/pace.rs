@@ -9,6 +9,8 @@ const CAP: Duration = Duration::from_secs(30);
 const MAX_ASKED: Duration = Duration::from_secs(300);
 /// The least pause after an answer that is final, until somebody changes something.
 const FINAL: Duration = Duration::from_secs(60);
+/// Nothing is looked at less often.
+const MAX_POLL: Duration = Duration::from_secs(86_400);
 /// Whatever lives shorter is not renewed more often.
 const FLOOR: Duration = Duration::from_secs(1);
 
@@ -19,7 +21,7 @@ pub(crate) fn renewal(life: Duration, random: f64) -> Duration {
 
 /// The time between two looks: 90 to 110 % of what was asked for. `random` is in 0..1.
 pub(crate) fn poll(interval: Duration, random: f64) -> Duration {
-    interval.mul_f64(0.2f64.mul_add(random, 0.9)).max(FLOOR)
+    interval.min(MAX_POLL).mul_f64(0.2f64.mul_add(random, 0.9)).max(FLOOR)
 }
 
 /// The pause after this many failures in a row: it doubles, up to half of it is random, and what the server asked for is the
@@ -49,9 +51,10 @@ mod tests {
         }
 
         #[test]
-        fn no_time_is_too_short_or_too_long(seconds: u32, failures: u32, asked: u32, random in 0.0..1.0_f64) {
-            let time = Duration::from_secs(seconds.into());
-            prop_assert!(renewal(time, random) >= FLOOR && poll(time, random) >= FLOOR);
+        fn no_time_is_too_short_or_too_long(seconds: u64, failures: u32, asked: u32, random in 0.0..1.0_f64) {
+            let time = Duration::from_secs(seconds);
+            prop_assert!((FLOOR..=MAX_POLL * 2).contains(&poll(time, random)));
+            prop_assert!(renewal(time / 2, random) >= FLOOR);
             let error = Error::new(Kind::Unavailable, "x").with_retry_after(Duration::from_secs(asked.into()));
             let wait = pause(failures, &error, random);
             prop_assert!(wait >= BASE / 2 && wait <= MAX_ASKED);

@@ -1,7 +1,7 @@
 use std::{
     fmt,
-    future::{Future, pending},
-    sync::{Arc, Mutex},
+    future::pending,
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{Health, Rotor, Secret, Watch};
 
-/// Secrets that one session follows.
+/// Secrets that one session follows; those that are asked for at the same moment are not counted yet.
 const MAX_SECRETS: usize = 1000;
 /// How long a shutdown may take.
 const GRACE: Duration = Duration::from_secs(10);
@@ -84,31 +84,37 @@ impl VaultSession {
     /// # Errors
     /// `vault_not_found` where it is not there or deleted; and those of any request, which the crate docs list, after 5 tries.
     pub async fn kv(&self, kv: Kv) -> Result<Secret<Fields>, Error> {
+        self.room()?;
         let (task, secret) = kv.start(self.link.clone(), self.stop.subscribe()).await?;
-        self.spawn(task)?;
+        self.tasks().spawn(task);
         Ok(secret)
     }
 
     /// Credentials of a database, made for this process: renewed, replaced before they end, and revoked when nobody holds them
-    /// any more.
+    /// any more. If the future is dropped, credentials that were made already end by themselves.
     ///
     /// # Errors
     /// `vault_refused` where there is no such role; and those of any request, which the crate docs list, after 5 tries.
     pub async fn database(&self, database: Database) -> Result<Secret<Credentials>, Error> {
+        self.room()?;
         let (task, secret) = database.start(self.link.clone(), self.stop.subscribe()).await?;
-        self.spawn(task)?;
+        self.tasks().spawn(task);
         Ok(secret)
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
-        let mut tasks = self.followers.lock().expect("nobody panics while holding the tasks");
+    /// Is there room for one more? Asked before a lease is, so that none is left behind.
+    fn room(&self) -> Result<(), Error> {
+        let mut tasks = self.tasks();
         while tasks.try_join_next().is_some() {}
-        if tasks.len() >= MAX_SECRETS {
-            return Err(Error::new(Kind::Overloaded, "vault_too_many_secrets")
-                .with_message(format!("a session of vault follows at most {MAX_SECRETS} secrets")));
+        match tasks.len() < MAX_SECRETS {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Overloaded, "vault_too_many_secrets")
+                .with_message(format!("a session of vault follows at most {MAX_SECRETS} secrets"))),
         }
-        tasks.spawn(task);
-        Ok(())
+    }
+
+    fn tasks(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.followers.lock().expect("nobody panics while holding the tasks")
     }
 
     /// Revokes all leases, and the token too unless it was given; takes at most 10 seconds. Credentials are over then.

@@ -50,7 +50,7 @@ async fn credentials_are_replaced_before_their_last_end_and_the_old_ones_are_rev
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_every_moment_of_a_week_the_current_credentials_work() {
+async fn at_every_moment_of_a_day_the_current_credentials_work() {
     let config = Config {
         lease_ttl: secs(600),
         lease_max_ttl: secs(3600),
@@ -61,7 +61,7 @@ async fn at_every_moment_of_a_week_the_current_credentials_work() {
     let vault = simulated_with(config).await;
     let session = session(&vault).await;
     let credentials = session.database(database()).await.expect("given");
-    for second in 0..(7 * 24 * 360) {
+    for second in 0..(24 * 360) {
         let lease = lease_of(&vault, &user(&credentials));
         assert_eq!(lease.state, LeaseState::Active, "after {second}0 s: {lease:?}");
         sleep(secs(10)).await;
@@ -69,7 +69,7 @@ async fn at_every_moment_of_a_week_the_current_credentials_work() {
     assert_eq!((credentials.health(), session.health()), (Health::Good, Health::Good));
     let active = vault.leases().iter().filter(|lease| lease.state == LeaseState::Active).count();
     assert!(active <= 2, "nothing is left behind: {active}");
-    assert!(credentials.read(Versions::number) > 100);
+    assert!(credentials.read(Versions::number) > 25);
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,4 +181,17 @@ async fn an_unknown_role_is_refused_at_once() {
     let session = session(&vault).await;
     assert_eq!(reason(session.database(Database::new("nobody"))).await, "vault_refused");
     assert_eq!(count(&vault, "GET database/creds/nobody", 400), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_that_fails_is_made_up_for() {
+    let vault = simulated_with(Config { leases_renewable: false, ..Config::default() }).await;
+    let session = session(&vault).await;
+    let credentials = session.database(database().overlap(secs(10))).await.expect("given");
+    let (first, mut watch) = (user(&credentials), credentials.watch());
+    vault.fault(Fault { path: "sys/leases/revoke".into(), times: 3, ..Fault::default() });
+    watch.changed().await.expect("replaced");
+    until("revocation", || lease_of(&vault, &first).state != LeaseState::Active).await;
+    assert_eq!(lease_of(&vault, &first).state, LeaseState::Revoked);
+    assert_eq!(count(&vault, "POST sys/leases/revoke", 503), 3);
 }
