@@ -59,6 +59,10 @@ pub(super) async fn drained(world: &mut World) -> Result<Seen, BoxError> {
 async fn in_flight(world: &World) -> Result<f64, BoxError> {
     let metrics = world.http.get(&format!("{}/metrics", world.backend.url())).await?;
     let text = String::from_utf8_lossy(&metrics.body).into_owned();
-    let gauges = text.lines().filter(|line| !line.starts_with('#') && line.contains("_in_flight"));
-    Ok(gauges.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    let values = ["coze_http_server_in_flight", "coze_http_client_in_flight"].map(|name| {
+        let value = text.lines().find_map(|line| line.strip_prefix(name));
+        value.and_then(|value| value.trim().parse::<f64>().ok()).ok_or(format!("no metric {name}"))
+    });
+    let [inbound, outbound] = values;
+    Ok(inbound? + outbound?)
 }
