@@ -48,7 +48,8 @@ pub(crate) fn log(record: &Record, ended: &Ended<'_>) {
 }
 
 fn millis(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e3
+    // Whole microseconds: a division is exact to the digit where a product shows noise.
+    duration.as_micros() as f64 / 1e3
 }
 
 /// `ERROR` is our own fault, `WARN` is what somebody on our side should look at, `INFO` is the rest: what went well, and
