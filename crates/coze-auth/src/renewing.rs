@@ -3,29 +3,35 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
 use coze_core::{Error, Kind, Retry};
+use fastrand::Rng;
 use tokio::{
     sync::watch,
-    time::{Instant, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 
 use crate::{Decision, Refresher, Token, TokenSource, bearer::copy};
 
 /// The longest time before its expiry that a token is renewed.
-const MAX_MARGIN: Duration = Duration::from_secs(30);
+const MAX_MARGIN: Duration = Duration::from_secs(60);
 
 /// Tokens that a closure fetches: one fetch at a time, however many callers want a token. Clones share the token.
 ///
-/// A token is fetched when there is none, and again from 30 seconds before it expires, or a tenth of its life if that is
-/// less; until it expires it still serves, so nobody waits for that. The fetch is a task of its own: a caller who goes away
-/// does not end it. If it fails, all who wait for it get the error, and for the time of [`Renewing::cooldown`] whoever has no
-/// valid token gets it at once. Such an error says [`Retry::Safe`], unless the fetch was refused for good
-/// ([`Retry::Never`]): whatever became of the fetch, the request it was for did not run.
+/// A token is fetched when there is none, and again ahead of its expiry: a minute, or a tenth of its life if that is less,
+/// of which up to a half is left out at random, so that many processes do not come at once. Until it expires it still serves,
+/// so nobody waits for that. It is renewed when it is due, whether a caller comes at that time or not, if anybody took it since
+/// it was fetched; what nobody uses is left to expire. The fetch is a task of its own: a caller who goes away does not end
+/// it. If it fails, all who wait for it get the error, and for the time of [`Renewing::cooldown`] whoever has no valid token
+/// gets it at once. Such an error says [`Retry::Safe`], unless the fetch was refused for good ([`Retry::Never`]): whatever
+/// became of the fetch, the request it was for did not run.
 ///
 /// A token the platform refuses is forgotten and another one fetched. If that one is refused too, within the cool-down, then
 /// the fault is not the token's: it stays, and the refusal is final. So however the platform answers, the tokens it refuses
@@ -65,11 +71,14 @@ struct Current {
     ends: Option<(Instant, Instant)>,
     /// It replaced a token that the platform refused.
     is_second: bool,
+    /// Somebody took it who did not wait for it.
+    is_used: AtomicBool,
 }
 
 #[derive(Default)]
 struct State {
     generation: u64,
+    random: Rng,
     flight: Option<watch::Receiver<Option<Landed>>>,
     failure: Option<(Arc<Error>, Instant)>,
     was_refused: bool,
@@ -97,6 +106,13 @@ impl<F: Refresher> Renewing<F> {
     pub fn cooldown(self, cooldown: Duration) -> Self {
         Self { cooldown, ..self }
     }
+
+    /// Makes the random share of the time ahead of an expiry the same in each run, for tests.
+    #[must_use]
+    pub fn seed(self, seed: u64) -> Self {
+        self.shared.lock().random.seed(seed);
+        self
+    }
 }
 
 impl<F: Refresher> TokenSource for Renewing<F> {
@@ -118,17 +134,15 @@ impl<F: Refresher> TokenSource for Renewing<F> {
             (Some(flight), _) => (Ok(flight.clone()), None),
             (None, Some((error, at))) if now.duration_since(*at) < self.cooldown => (Err((error.clone(), *at)), None),
             (None, _) => {
-                let (landed, flight) = watch::channel(None);
-                state.flight = Some(flight.clone());
-                let Self { shared, timeout, cooldown } = self.clone();
-                (Ok(flight), Some(Flight { shared, timeout, cooldown, asked: now, landed, outcome: None }))
+                let (flight, launched) = self.launch(&mut state, now);
+                (Ok(flight), Some(launched))
             }
         };
         let valid = self.shared.current.load_full().filter(|current| !current.is_over(now));
         drop(state);
         if let Some(flight) = launched {
             // Not under the lock: a runtime that shuts down drops the task at once, and that takes the lock.
-            tokio::spawn(flight.run());
+            tokio::spawn(keep(flight));
         }
         match (valid, flight) {
             (Some(current), _) => Decision::Now(Ok(current.token.clone())),
@@ -155,6 +169,28 @@ impl<F: Refresher> TokenSource for Renewing<F> {
     }
 }
 
+impl<F> Renewing<F> {
+    /// A fetch that everybody who comes from now on waits for. It is up to the caller to run it.
+    fn launch(&self, state: &mut State, now: Instant) -> (watch::Receiver<Option<Landed>>, Flight<F>) {
+        let (landed, flight) = watch::channel(None);
+        state.flight = Some(flight.clone());
+        let Self { shared, timeout, cooldown } = self.clone();
+        (flight, Flight { shared, timeout, cooldown, asked: now, landed, outcome: None })
+    }
+
+    /// A fetch in the background, if the token of this generation is still the current one, serves, and is used.
+    fn renewal(&self, generation: u64) -> Option<Flight<F>> {
+        let now = Instant::now();
+        let mut state = self.shared.lock();
+        let current = self.shared.current.load_full()?;
+        let is_wanted = current.token.generation() == generation
+            && current.is_used.load(Ordering::Relaxed)
+            && !current.is_over(now)
+            && state.flight.is_none();
+        is_wanted.then(|| self.launch(&mut state, now).1)
+    }
+}
+
 impl<F> Clone for Renewing<F> {
     fn clone(&self) -> Self {
         Self { shared: self.shared.clone(), timeout: self.timeout, cooldown: self.cooldown }
@@ -174,7 +210,9 @@ impl<F> Shared<F> {
     /// The current token, unless it is to be renewed.
     fn fresh(&self, now: Instant) -> Option<Token> {
         let current = self.current.load();
-        current.as_ref().filter(|current| current.ends.is_none_or(|(due, _)| now < due)).map(|c| c.token.clone())
+        let current = current.as_ref()?;
+        current.mark_used();
+        current.ends.is_none_or(|(due, _)| now < due).then(|| current.token.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -185,6 +223,37 @@ impl<F> Shared<F> {
 impl Current {
     fn is_over(&self, now: Instant) -> bool {
         self.ends.is_some_and(|(_, end)| now >= end)
+    }
+
+    /// Written once only, so that readers on many cores do not take the line from each other.
+    fn mark_used(&self) {
+        if !self.is_used.load(Ordering::Relaxed) {
+            self.is_used.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Flies, and again whenever the token is due, as long as it is used and somebody holds the source.
+async fn keep<F: Refresher>(mut flight: Flight<F>) {
+    loop {
+        let (weak, timeout, cooldown) = (Arc::downgrade(&flight.shared), flight.timeout, flight.cooldown);
+        let failed = flight.run().await;
+        let Some(shared) = weak.upgrade() else { return };
+        let Some(current) = shared.current.load_full() else { return };
+        let next = match (failed, current.ends) {
+            (_, None) | (Some((Retry::Never, _)), _) => return,
+            (None, Some((due, _))) => due,
+            (Some((_, wait)), _) => Instant::now() + wait.unwrap_or_default().max(cooldown).min(MAX_MARGIN),
+        };
+        let generation = current.token.generation();
+        // Nothing is held in the meantime: neither the source nor its token.
+        drop((current, shared));
+        sleep_until(next).await;
+        let Some(shared) = weak.upgrade() else { return };
+        match (Renewing { shared, timeout, cooldown }).renewal(generation) {
+            Some(next) => flight = next,
+            None => return,
+        }
     }
 }
 
@@ -199,7 +268,8 @@ struct Flight<F> {
 }
 
 impl<F> Flight<F> {
-    async fn run(mut self)
+    /// Nothing, or what the failure says about another try.
+    async fn run(mut self) -> Option<(Retry, Option<Duration>)>
     where
         F: Refresher,
     {
@@ -208,14 +278,16 @@ impl<F> Flight<F> {
             Err(Error::new(Kind::Timeout, "token_timeout")
                 .with_message(format!("no access token was given within {:?}", self.timeout)))
         }));
+        let failure = self.outcome.as_ref().and_then(|outcome| outcome.as_ref().err());
+        failure.map(|error| (error.retry(), error.retry_after()))
     }
 
     /// From when on a token that landed now is renewed, and when it expires; `None` if that is beyond all time.
-    fn ends(&self, token: &Token, now: Instant) -> Option<(Instant, Instant)> {
+    fn ends(&self, token: &Token, now: Instant, random: f64) -> Option<(Instant, Instant)> {
         let life = token.lifetime()?;
         // A token that seems to be over, as where our clock is wrong, serves for the cool-down: it may well be accepted.
         let end = self.asked.checked_add(life)?.max(now.checked_add(self.cooldown)?);
-        Some((end - (life / 10).min(MAX_MARGIN), end))
+        Some((end - (life / 10).min(MAX_MARGIN).mul_f64(1.0 - random / 2.0), end))
     }
 }
 
@@ -231,8 +303,9 @@ impl<F> Drop for Flight<F> {
             Ok(token) => {
                 state.generation += 1;
                 let token = token.with_generation(state.generation);
-                let (ends, is_second) = (self.ends(&token, now), mem::take(&mut state.was_refused));
-                let current = Current { token: token.clone(), since: now, ends, is_second };
+                let random = state.random.f64();
+                let (ends, is_second) = (self.ends(&token, now, random), mem::take(&mut state.was_refused));
+                let current = Current { token: token.clone(), since: now, ends, is_second, is_used: false.into() };
                 self.shared.current.store(Some(Arc::new(current)));
                 Ok(token)
             }

@@ -16,7 +16,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
         &[
             "arc-swap",
             "aws-lc-rs",
-            "base64",
+            "base64", "fastrand",
+            "fastrand",
             "hex",
             "hmac",
             "http-body-util",
