@@ -6,6 +6,7 @@ mod search;
 use std::{
     alloc::System,
     env,
+    hint::black_box,
     io::{BufRead, BufReader, Write},
     process::{Child, Command, Stdio},
 };
@@ -26,7 +27,7 @@ async fn serves_for_the_other_test() {
     if env::var_os("COZE_SECRET_TEST_SERVER").is_some() {
         let secret = std::io::stdin().lines().next().expect("a secret").expect("text");
         let vault = vault::Vault::start(Config::default()).await.expect("a port");
-        vault.put("keys", &json!({ "key": secret, "other": "x" }));
+        vault.put("keys", &json!({ "before": "x".repeat(2000), "key": secret, "later": "x".repeat(2000) }));
         println!("url: {}", vault.url());
         tokio::task::spawn_blocking(|| std::io::stdin().lines().next()).await.expect("read");
     }
@@ -58,8 +59,14 @@ async fn a_secret_from_vault_leaves_nothing_behind() {
     let login = Login::app_role(ROLE_ID, Secret::fixed(SecretBytes::new(SECRET_ID)));
     let session = Vault::new(&url).expect("valid").connect(login).await.expect("logged in");
     let secret: Secret<Fields> = session.kv(Kv::new("keys")).await.expect("there");
-    let credentials = session.database(Database::new(DATABASE_ROLE)).await.expect("given");
     assert_eq!(search.copies(&needle), 1, "in the secret, and not in a buffer of the connection");
+    let credentials = session.database(Database::new(DATABASE_ROLE)).await.expect("given");
+
+    // What frees memory writes into its beginning: the secret is behind that.
+    let plain = [vec![b'x'; 64], needle.make()].concat();
+    assert_eq!(search.copies(&needle), 2);
+    drop(black_box(plain));
+    assert_eq!(search.copies(&needle), 1, "the allocator wipes");
 
     let ended = secret.watch();
     drop((secret, ended));
