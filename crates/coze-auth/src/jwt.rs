@@ -3,6 +3,7 @@
 mod cache;
 mod claims;
 mod compact;
+mod fetched;
 mod jwk;
 mod key;
 mod keys;
@@ -11,8 +12,10 @@ mod revoked;
 
 use std::{
     fmt,
-    future::Pending,
+    future::Future,
+    pin::Pin,
     sync::Arc,
+    task::{Context as Task, Poll, ready},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -28,6 +31,7 @@ use self::{
 };
 pub use self::{
     claims::Issuer,
+    fetched::{FetchedKeys, KeyFetch},
     key::{Algorithm, JwtKey},
     keys::JwtKeys,
 };
@@ -47,7 +51,7 @@ const MAX_ISSUERS: usize = 64;
 /// is refused, as are unsigned and encrypted tokens, members given twice, and base64 that is not in its one right form. A `typ`
 /// other than `JWT` or `at+jwt` is that of a token for another purpose (RFC 8725 §3.11), and refused.
 ///
-/// Nothing waits and nothing is boxed: a request is decided on at once. A token that was verified is remembered by its hash
+/// A request is decided on at once, unless its token names a key that has to be fetched first. A token that was verified is remembered by its hash
 /// until it expires or its issuer's keys are replaced, so that the next request with it costs no cryptography. Clones share the
 /// keys, what is remembered, and what is revoked.
 ///
@@ -158,10 +162,11 @@ impl Jwt {
         seconds((self.clock)())
     }
 
-    fn decide(&self, headers: &HeaderMap, context: &Context) -> Result<(), Error> {
+    /// Decides on a request, as far as the keys allow that are there.
+    fn decide(&self, headers: &HeaderMap, context: &Context) -> Result<(), Refusal> {
         let token = bearer(headers)?;
         if token.len() > self.limit {
-            return Err(malformed(format!("the token has more than {} bytes", self.limit)));
+            return Err(malformed(format!("the token has more than {} bytes", self.limit)).into());
         }
         let entry = self.verify(token, self.now())?;
         context.principal.get_or_init(|| entry.accepted.principal.clone());
@@ -171,7 +176,7 @@ impl Jwt {
         Ok(())
     }
 
-    fn verify(&self, token: &[u8], now: f64) -> Result<Arc<Entry>, Error> {
+    fn verify(&self, token: &[u8], now: f64) -> Result<Arc<Entry>, Refusal> {
         let cache = self.cache.as_deref().map(|cache| (cache, self.hashing.hash(&[token])));
         let counts = |entry: &Entry| {
             now < entry.accepted.end && self.issuers[entry.issuer].keys().generation() == entry.generation
@@ -187,25 +192,27 @@ impl Jwt {
             }
         };
         match self.revoked.has(&entry, now) {
-            true => Err(unauthenticated("revoked", "the token is revoked")),
+            true => Err(unauthenticated("revoked", "the token is revoked").into()),
             false => Ok(entry),
         }
     }
 
-    fn read(&self, token: &[u8], now: f64) -> Result<Entry, Error> {
+    fn read(&self, token: &[u8], now: f64) -> Result<Entry, Refusal> {
         let compact = Compact::parse(token)?;
         let header = compact.header()?;
         if header.typ.as_deref().is_some_and(|typ| !is_access_token(typ)) {
-            return Err(malformed("the token is of a type for another purpose".to_owned()));
+            return Err(malformed("the token is of a type for another purpose".to_owned()).into());
         }
         let claims = Claims::parse(compact.payload(), self.tenant.as_deref())?;
         // Whose keys to try is all that is taken from a token before it is verified.
         let position = self.issuers.iter().position(|issuer| claims.iss.as_deref() == Some(issuer.name()));
         let Some((position, issuer)) = position.map(|position| (position, &self.issuers[position])) else {
-            return Err(unauthenticated("issuer_mismatch", "the token is not of an issuer we know"));
+            return Err(unauthenticated("issuer_mismatch", "the token is not of an issuer we know").into());
         };
         let keys = issuer.keys().current();
-        keys.verify(&compact, &header)?;
+        if !keys.verify(&compact, &header)? {
+            return Err(Refusal::NoKey(position));
+        }
         Ok(Entry {
             accepted: issuer.accept(&claims, now)?,
             issuer: position,
@@ -216,17 +223,75 @@ impl Jwt {
     }
 }
 
+/// Why a request is not let through.
+enum Refusal {
+    For(Error),
+    /// The issuer at this place has no such key, at least not yet.
+    NoKey(usize),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::For(error)
+    }
+}
+
 impl<B> Policy<B> for Jwt {
     type Body = B;
     type Ticket = ();
-    type Future = Pending<Result<Admitted<B>, Error>>;
+    type Future = Refetch<B>;
 
     fn authorize(&self, mut request: Request<B>) -> Decision<Admitted<B>, Self::Future> {
         let context = Context::of(request.extensions_mut());
-        let verdict = self.decide(request.headers(), &context);
-        context.auth.get_or_init(|| verdict.as_ref().map_or_else(Error::reason, |()| "ok"));
+        let verdict = match self.decide(request.headers(), &context) {
+            Ok(()) => Ok(()),
+            Err(Refusal::For(error)) => Err(error),
+            Err(Refusal::NoKey(issuer)) => match self.issuers[issuer].keys().wish() {
+                Some(wait) => {
+                    let held = Some((request, context, self.clone()));
+                    return Decision::Later(Refetch { wait: Box::pin(wait), held });
+                }
+                None => Err(self.issuers[issuer].keys().absent()),
+            },
+        };
+        note(&context, &verdict);
         Decision::Now(verdict.map(|()| (request, ())))
     }
+}
+
+/// Waits for a key, and decides with what is there then.
+#[must_use = "futures do nothing unless polled"]
+pub struct Refetch<B> {
+    wait: Pin<Box<dyn Future<Output = ()> + Send>>,
+    held: Option<(Request<B>, Context, Jwt)>,
+}
+
+/// The request is never pinned.
+impl<B> Unpin for Refetch<B> {}
+
+impl<B> Future for Refetch<B> {
+    type Output = Result<Admitted<B>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
+        ready!(self.wait.as_mut().poll(task));
+        let (request, context, jwt) = self.held.take().expect("a future is not polled after it is ready");
+        let verdict = jwt.decide(request.headers(), &context).map_err(|refusal| match refusal {
+            Refusal::For(error) => error,
+            Refusal::NoKey(issuer) => jwt.issuers[issuer].keys().absent(),
+        });
+        note(&context, &verdict);
+        Poll::Ready(verdict.map(|()| (request, ())))
+    }
+}
+
+impl<B> fmt::Debug for Refetch<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refetch").finish_non_exhaustive()
+    }
+}
+
+fn note(context: &Context, verdict: &Result<(), Error>) {
+    context.auth.get_or_init(|| verdict.as_ref().map_or_else(Error::reason, |()| "ok"));
 }
 
 impl fmt::Debug for Jwt {

@@ -23,7 +23,7 @@ pub use body::VerifiedBody;
 pub use callback::Callback;
 pub use future::ResponseFuture;
 #[cfg(feature = "jwt")]
-pub use jwt::{Algorithm, Issuer, Jwt, JwtKey, JwtKeys};
+pub use jwt::{Algorithm, FetchedKeys, Issuer, Jwt, JwtKey, JwtKeys, KeyFetch};
 pub use key::{Key, MAX_KEYS};
 pub use layer::AuthLayer;
 #[cfg(feature = "oauth")]

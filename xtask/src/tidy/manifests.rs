@@ -16,7 +16,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
         &[
             "arc-swap",
             "aws-lc-rs",
-            "base64", "fastrand",
+            "base64",
             "fastrand",
             "hex",
             "hmac",

@@ -1,6 +1,8 @@
 use std::{
     collections::{HashMap, HashSet},
-    fmt, slice,
+    fmt,
+    future::Future,
+    slice,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,6 +14,7 @@ use coze_core::{Error, Kind};
 
 use super::{
     compact::{Compact, Header},
+    fetched::{KeyFetch, Remote},
     jwk,
     key::{Algorithm, JwtKey},
 };
@@ -28,6 +31,8 @@ struct Shared {
     set: ArcSwap<KeySet>,
     /// That of the set, for those who need no more.
     generation: AtomicU64,
+    /// Where they come from, if not from us.
+    remote: Option<Remote>,
 }
 
 #[derive(Default)]
@@ -45,8 +50,21 @@ impl JwtKeys {
     /// All are [`Kind::Invalid`]. `keys_missing`: none. `keys_too_many`: more than 128, or more than [`MAX_KEYS`] without a
     /// name. `keys_ambiguous`: two of one name, or secrets and public keys in one set.
     pub fn new(keys: impl IntoIterator<Item = JwtKey>) -> Result<Self, Error> {
-        let set = ArcSwap::from_pointee(KeySet::new(keys)?);
-        Ok(Self(Arc::new(Shared { set, generation: AtomicU64::new(0) })))
+        Ok(Self::with(KeySet::new(keys)?, None))
+    }
+
+    /// The keys that are fetched from where their issuer publishes them, in a tokio task that the first token starts.
+    ///
+    /// A token whose key we do not know waits for a fetch, one for all who wait, but not more often than
+    /// [`KeyFetch::cooldown`]. If that fails the token is refused with `keys_unavailable`, and those whose keys we know are
+    /// verified as before, however old the keys are.
+    #[must_use]
+    pub fn fetched(fetch: KeyFetch) -> Self {
+        Self::with(KeySet::default(), Some(Remote::new(fetch)))
+    }
+
+    fn with(set: KeySet, remote: Option<Remote>) -> Self {
+        Self(Arc::new(Shared { set: ArcSwap::from_pointee(set), generation: AtomicU64::new(0), remote }))
     }
 
     /// The keys of a JSON web key set (RFC 7517 §5) that verify tokens ([`JwtKey::jwk`]); the others in it are left out.
@@ -87,12 +105,27 @@ impl JwtKeys {
     /// `parse_error`, `unknown_key` and `signature_invalid`, [`Kind::Unauthenticated`].
     pub fn verify(&self, token: &[u8]) -> Result<Vec<u8>, Error> {
         let compact = Compact::parse(token)?;
-        self.current().verify(&compact, &compact.header()?)?;
-        Ok(compact.payload().to_vec())
+        match self.current().verify(&compact, &compact.header()?)? {
+            true => Ok(compact.payload().to_vec()),
+            false => Err(self.absent()),
+        }
     }
 
     pub(super) fn current(&self) -> Guard<Arc<KeySet>> {
         self.0.set.load()
+    }
+
+    /// What to wait for where a key is unknown, if more keys can be had now.
+    pub(super) fn wish(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let keys = Arc::downgrade(&self.0);
+        let take = move |json: &[u8]| Some(Self(keys.upgrade()?).replace_jwks(json));
+        self.0.remote.as_ref()?.wish(take)
+    }
+
+    /// Why a key is not there, and cannot be had now.
+    pub(super) fn absent(&self) -> Error {
+        let unknown = || unauthenticated("unknown_key", "no key has the name in the header of the token");
+        self.0.remote.as_ref().and_then(Remote::absent).unwrap_or_else(unknown)
     }
 
     pub(super) fn generation(&self) -> u64 {
@@ -139,20 +172,21 @@ impl KeySet {
         found.map_or(&self.nameless, slice::from_ref)
     }
 
-    pub(super) fn verify(&self, token: &Compact<'_>, header: &Header<'_>) -> Result<(), Error> {
+    /// Verifies a token; `false` if there is no key that may have signed it.
+    pub(super) fn verify(&self, token: &Compact<'_>, header: &Header<'_>) -> Result<bool, Error> {
         let Some(name) = &header.alg else {
             return Err(malformed("the header of the token names no algorithm".to_owned()));
         };
         let candidates = self.candidates(header.kid.as_deref());
         if candidates.is_empty() {
-            return Err(unauthenticated("unknown_key", "no key has the name in the header of the token"));
+            return Ok(false);
         }
         let verifies = |algorithm| {
             let mut fitting = candidates.iter().filter(|key| key.algorithm() == algorithm);
             fitting.any(|key| key.verifies(token.signed, token.signature()))
         };
         match Algorithm::named(name).is_some_and(verifies) {
-            true => Ok(()),
+            true => Ok(true),
             false => Err(unauthenticated("signature_invalid", "the token is not signed as the key wants it")),
         }
     }

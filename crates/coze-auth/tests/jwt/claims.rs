@@ -190,3 +190,14 @@ async fn the_header_is_given_once_and_its_scheme_has_no_case() {
         assert!(ask(&policy, request.expect("a request")).await.0.is_ok());
     }
 }
+
+#[test]
+fn the_service_is_send_sync_and_clone_and_its_future_goes_anywhere() {
+    use tower::{Service, service_fn};
+    fn check<T: Send + Sync + Clone + std::fmt::Debug>(_: &T) {}
+    fn sends<F: Send + 'static>(_: F) {}
+    let inner = service_fn(async |_: Request<()>| Ok::<_, coze_core::BoxError>(http::Response::new(())));
+    let mut service = coze_auth::Auth::new(inner, jwt(issuer()));
+    sends(service.call(bearing(valid())));
+    check(&coze_auth::Auth::new((), jwt(issuer())));
+}

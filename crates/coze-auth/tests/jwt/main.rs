@@ -2,6 +2,7 @@
 
 mod cache;
 mod claims;
+mod fetched;
 mod hostile;
 mod keys;
 #[path = "../support/mod.rs"]
