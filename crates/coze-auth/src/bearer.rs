@@ -2,17 +2,21 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context as Task, Poll, ready},
 };
 
-use coze_core::{BoxError, Error, Kind, Retry};
+use coze_core::{BoxError, Context, Error, Kind};
 use http::{HeaderName, Request, Response, StatusCode, header::AUTHORIZATION};
 use pin_project_lite::pin_project;
 
-use crate::{Admitted, Decision, Policy, Token, TokenSource};
+use crate::{Admitted, Decision, Policy, Token, TokenSource, TokenSources};
 
 /// The platform's hint that another token is due, on an answer to a token it still accepted.
 const REFRESH: HeaderName = HeaderName::from_static("x-refresh-token");
+
+/// The codes with which the platform refuses a token, or that a token of the other region gets (coze-platform.md §1.1).
+const OF_THE_TOKEN: [i64; 3] = [4100, 4101, 700_012_006];
 
 /// The outbound policy: puts the source's token on the request, and tells the source when the platform refused it.
 ///
@@ -21,67 +25,105 @@ const REFRESH: HeaderName = HeaderName::from_static("x-refresh-token");
 /// a newer one already. If another one can be had the error says [`Retry::Safe`]: a retry layer outside sends again, with
 /// the new token. A bare 401 is handed on as it came; without `coze-errmap` inside nothing tells the retry layer.
 ///
-/// The token goes to whatever host the request names: it is the caller who keeps it to the platform's.
+/// The token goes to whatever host the request names, unless [`Bearer::host`] binds it to one.
 #[derive(Clone, Debug)]
 pub struct Bearer<T> {
-    source: T,
+    sources: T,
+    host: Option<Arc<str>>,
 }
 
 impl<T> Bearer<T> {
-    /// Takes tokens from `source`.
-    pub const fn new(source: T) -> Self {
-        Self { source }
+    /// Takes tokens from a source, or from one per tenant.
+    pub const fn new(sources: T) -> Self {
+        Self { sources, host: None }
     }
+
+    /// The host that the tokens are good at, such as `api.coze.cn`, without a port.
+    ///
+    /// A request to another one is refused with `host_mismatch` before it has a token. And as the platform refuses a token of
+    /// its other region like any wrong one (coze-platform.md §1.1), an error with the code 4100, 4101 or 700012006 says so.
+    #[must_use]
+    pub fn host(self, host: &str) -> Self {
+        Self { host: Some(host.into()), ..self }
+    }
+}
+
+/// What is kept of a request that was sent with a token.
+#[derive(Debug)]
+pub struct Sent<T> {
+    source: T,
+    generation: u64,
+    host: Option<Arc<str>>,
 }
 
 impl<T, B> Policy<B> for Bearer<T>
 where
-    T: TokenSource + Clone,
+    T: TokenSources,
 {
     type Body = B;
-    type Ticket = (T, u64);
-    type Future = Attach<T, T::Future, B>;
+    type Ticket = Sent<T::Source>;
+    type Future = Attach<T::Source, <T::Source as TokenSource>::Future, B>;
 
     fn authorize(&self, request: Request<B>) -> Decision<Admitted<B, Self::Ticket>, Self::Future> {
-        let source = self.source.clone();
-        match self.source.token() {
-            Decision::Now(token) => Decision::Now(token.map(|token| attach(&token, request, source))),
-            Decision::Later(token) => Decision::Later(Attach { token, held: Some((request, source)) }),
+        let host = self.host.clone();
+        if let Some(bound) = &host
+            && !request.uri().host().is_some_and(|host| host.eq_ignore_ascii_case(bound))
+        {
+            return Decision::Now(Err(Error::new(Kind::Internal, "host_mismatch")
+                .with_message(format!("the token is for {bound} and goes to no other host"))));
+        }
+        let source = match self.sources.source(request.extensions().get::<Context>()) {
+            Ok(source) => source,
+            Err(error) => return Decision::Now(Err(error)),
+        };
+        match source.token() {
+            Decision::Now(token) => Decision::Now(token.map(|token| attach(&token, request, source, host))),
+            Decision::Later(token) => Decision::Later(Attach { token, held: Some((request, source, host)) }),
         }
     }
 
-    fn settle<R>(ticket: Self::Ticket, outcome: Result<Response<R>, BoxError>) -> Result<Response<R>, BoxError> {
-        let (source, generation) = ticket;
-        match outcome {
+    fn settle<R>(sent: Self::Ticket, outcome: Result<Response<R>, BoxError>) -> Result<Response<R>, BoxError> {
+        let Sent { source, generation, host } = sent;
+        let error = match outcome {
             Ok(response) => {
                 if response.status() == StatusCode::UNAUTHORIZED || response.headers().contains_key(REFRESH) {
                     source.reject(generation);
                 }
-                Ok(response)
+                return Ok(response);
             }
-            Err(error) if Error::find(&*error).is_some_and(|e| e.kind() == Kind::Unauthenticated) => {
-                match source.reject(generation) {
-                    Some(retry) => Err(with_retry(error, retry)),
-                    None => Err(error),
-                }
-            }
-            Err(error) => Err(error),
+            Err(error) => error,
+        };
+        let Some(found) = Error::find(&*error) else { return Err(error) };
+        let retry = match found.kind() {
+            Kind::Unauthenticated => source.reject(generation),
+            _ => None,
+        };
+        let is_of_the_token = found.platform().is_some_and(|platform| OF_THE_TOKEN.contains(&platform.code));
+        let hint = host
+            .filter(|_| is_of_the_token)
+            .map(|host| format!("{}; {host} refuses a token of another region like this too", found.message()));
+        if retry.is_none() && hint.is_none() {
+            return Err(error);
         }
+        Err(changed(error, |error| {
+            let error = retry.into_iter().fold(error, Error::with_retry);
+            hint.into_iter().fold(error, Error::with_message)
+        }))
     }
 }
 
-fn attach<T, B>(token: &Token, mut request: Request<B>, source: T) -> Admitted<B, (T, u64)> {
+fn attach<T, B>(token: &Token, mut request: Request<B>, source: T, host: Option<Arc<str>>) -> Admitted<B, Sent<T>> {
     request.headers_mut().insert(AUTHORIZATION, token.header().clone());
-    (request, (source, token.generation()))
+    (request, Sent { source, generation: token.generation(), host })
 }
 
-/// The same error with another answer to [`Error::retry`].
-fn with_retry(error: BoxError, retry: Retry) -> BoxError {
+/// The same error, except for what `change` says.
+fn changed(error: BoxError, change: impl FnOnce(Error) -> Error) -> BoxError {
     match error.downcast::<Error>() {
-        Ok(error) => error.with_retry(retry).into(),
+        Ok(error) => change(*error).into(),
         // It stands behind an error of another make: a copy in front is what the retry layer finds.
         Err(error) => match Error::find(&*error).map(copy) {
-            Some(copy) => copy.with_retry(retry).with_source(error).into(),
+            Some(copy) => change(copy).with_source(error).into(),
             None => error,
         },
     }
@@ -109,7 +151,7 @@ pin_project! {
     pub struct Attach<T, F, B> {
         #[pin]
         token: F,
-        held: Option<(Request<B>, T)>,
+        held: Option<(Request<B>, T, Option<Arc<str>>)>,
     }
 }
 
@@ -117,13 +159,13 @@ impl<T, F, B> Future for Attach<T, F, B>
 where
     F: Future<Output = Result<Token, Error>>,
 {
-    type Output = Result<Admitted<B, (T, u64)>, Error>;
+    type Output = Result<Admitted<B, Sent<T>>, Error>;
 
     fn poll(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let token = ready!(this.token.poll(task))?;
-        let (request, source) = this.held.take().expect("a future is not polled after it is ready");
-        Poll::Ready(Ok(attach(&token, request, source)))
+        let (request, source, host) = this.held.take().expect("a future is not polled after it is ready");
+        Poll::Ready(Ok(attach(&token, request, source, host)))
     }
 }
 

@@ -11,6 +11,7 @@ mod layer;
 mod nonces;
 #[cfg(feature = "oauth")]
 mod oauth;
+mod per_tenant;
 mod policy;
 mod renewing;
 mod service;
@@ -18,7 +19,7 @@ mod token;
 mod verify;
 mod webhook;
 
-pub use bearer::Bearer;
+pub use bearer::{Bearer, Sent};
 pub use body::VerifiedBody;
 pub use callback::Callback;
 pub use future::ResponseFuture;
@@ -31,8 +32,9 @@ pub use oauth::{
     Device, Endpoint, FileStore, Granted, MemoryStore, OAuthApp, Pkce, Refresh, RefreshToken, ServiceAccount,
     TokenStore,
 };
+pub use per_tenant::PerTenant;
 pub use policy::{Admitted, Decision, Policy};
 pub use renewing::Renewing;
 pub use service::Auth;
-pub use token::{Refresher, Static, Token, TokenSource, lifetime};
+pub use token::{Refresher, Static, Token, TokenSource, TokenSources, lifetime};
 pub use webhook::{Webhook, WebhookKeys};

@@ -3,7 +3,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use coze_core::{Error, Kind, Retry};
+use coze_core::{Context, Error, Kind, Retry};
 use http::HeaderValue;
 
 use crate::Decision;
@@ -95,6 +95,28 @@ pub trait TokenSource {
     /// `None` if there will be no other token, so that the refusal is final; else whether the request may be sent again,
     /// which will take another token: [`Retry::Safe`], as a refused request did not run.
     fn reject(&self, generation: u64) -> Option<Retry>;
+}
+
+/// Which source a request's token comes from. Every source is one for all requests; [`PerTenant`](crate::PerTenant) is not.
+///
+/// A token that is refused goes back to the very source it came from.
+pub trait TokenSources {
+    /// The source of one request's token.
+    type Source: TokenSource + Clone;
+
+    /// The source for a request with this context, if it has one.
+    ///
+    /// # Errors
+    /// If there is no token for such a request.
+    fn source(&self, context: Option<&Context>) -> Result<Self::Source, Error>;
+}
+
+impl<T: TokenSource + Clone> TokenSources for T {
+    type Source = Self;
+
+    fn source(&self, _: Option<&Context>) -> Result<Self, Error> {
+        Ok(self.clone())
+    }
 }
 
 /// A token that stays as it is, such as a personal access token. A refusal of it is final.
