@@ -1,5 +1,6 @@
 //! Tokens that say who calls, and prove it.
 
+mod access;
 mod cache;
 mod claims;
 mod compact;
@@ -14,7 +15,10 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context as Task, Poll, ready},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -23,6 +27,7 @@ use coze_core::{Context, Error, Kind};
 use http::{HeaderMap, Request, header::AUTHORIZATION};
 
 use self::{
+    access::Rules,
     cache::{Cache, Entry, Hash, Hashing},
     claims::Claims,
     compact::Compact,
@@ -30,6 +35,7 @@ use self::{
     revoked::Revoked,
 };
 pub use self::{
+    access::{Access, Routes},
     claims::Issuer,
     fetched::{FetchedKeys, KeyFetch},
     key::{Algorithm, JwtKey},
@@ -75,6 +81,9 @@ pub struct Jwt {
     cache: Option<Arc<Cache>>,
     revoked: Arc<Revoked>,
     hashing: Hashing,
+    access: Option<Rules>,
+    /// How many requests went through that would have been refused, if that is all that happens to them.
+    reported: Option<Arc<AtomicU64>>,
 }
 
 impl Jwt {
@@ -97,6 +106,8 @@ impl Jwt {
             cache: Some(Arc::new(Cache::new(10_000))),
             revoked: Arc::new(Revoked::new(65_536)),
             hashing: Hashing::new(),
+            access: None,
+            reported: None,
         })
     }
 
@@ -134,6 +145,25 @@ impl Jwt {
         Self { revoked: Arc::new(Revoked::new(capacity)), ..self }
     }
 
+    /// Asks whether the caller may do what the request is for. Without this whoever is authenticated may do everything.
+    #[must_use]
+    pub fn access(self, access: impl Access + Send + Sync + 'static) -> Self {
+        Self { access: Some(Rules(Arc::new(access))), ..self }
+    }
+
+    /// Refuses nobody: what would have been refused is counted, its reason noted on the context, and the request let through,
+    /// as it may well be without a principal. For trying out rules while something else guards the service.
+    #[must_use]
+    pub fn report_only(self) -> Self {
+        Self { reported: Some(Arc::default()), ..self }
+    }
+
+    /// How many requests [`Jwt::report_only`] let through that would have been refused, over all clones.
+    #[must_use]
+    pub fn reported(&self) -> u64 {
+        self.reported.as_ref().map_or(0, |reported| reported.load(Ordering::Relaxed))
+    }
+
     /// Refuses this token (`revoked`) from now on until the given time, which is best when it expires or later.
     ///
     /// It is what was signed that is refused: of some signatures anybody can make another valid one.
@@ -163,8 +193,8 @@ impl Jwt {
     }
 
     /// Decides on a request, as far as the keys allow that are there.
-    fn decide(&self, headers: &HeaderMap, context: &Context) -> Result<(), Refusal> {
-        let token = bearer(headers)?;
+    fn decide<B>(&self, request: &Request<B>, context: &Context) -> Result<(), Refusal> {
+        let token = bearer(request.headers())?;
         if token.len() > self.limit {
             return Err(malformed(format!("the token has more than {} bytes", self.limit)).into());
         }
@@ -173,7 +203,22 @@ impl Jwt {
         if let Some(tenant) = &entry.accepted.tenant {
             context.tenant.get_or_init(|| tenant.clone());
         }
+        if let Some(Rules(access)) = &self.access {
+            access.permit(request.method(), request.uri().path(), &entry.accepted.principal)?;
+        }
         Ok(())
+    }
+
+    /// Notes how it ended, and lets a refused request through where it is only reported.
+    fn settled(&self, context: &Context, verdict: Result<(), Error>) -> Result<(), Error> {
+        context.auth.get_or_init(|| verdict.as_ref().map_or_else(Error::reason, |()| "ok"));
+        match &self.reported {
+            Some(reported) if verdict.is_err() => {
+                reported.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            _ => verdict,
+        }
     }
 
     fn verify(&self, token: &[u8], now: f64) -> Result<Arc<Entry>, Refusal> {
@@ -243,7 +288,7 @@ impl<B> Policy<B> for Jwt {
 
     fn authorize(&self, mut request: Request<B>) -> Decision<Admitted<B>, Self::Future> {
         let context = Context::of(request.extensions_mut());
-        let verdict = match self.decide(request.headers(), &context) {
+        let verdict = match self.decide(&request, &context) {
             Ok(()) => Ok(()),
             Err(Refusal::For(error)) => Err(error),
             Err(Refusal::NoKey(issuer)) => match self.issuers[issuer].keys().wish() {
@@ -254,8 +299,7 @@ impl<B> Policy<B> for Jwt {
                 None => Err(self.issuers[issuer].keys().absent()),
             },
         };
-        note(&context, &verdict);
-        Decision::Now(verdict.map(|()| (request, ())))
+        Decision::Now(self.settled(&context, verdict).map(|()| (request, ())))
     }
 }
 
@@ -275,12 +319,11 @@ impl<B> Future for Refetch<B> {
     fn poll(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
         ready!(self.wait.as_mut().poll(task));
         let (request, context, jwt) = self.held.take().expect("a future is not polled after it is ready");
-        let verdict = jwt.decide(request.headers(), &context).map_err(|refusal| match refusal {
+        let verdict = jwt.decide(&request, &context).map_err(|refusal| match refusal {
             Refusal::For(error) => error,
             Refusal::NoKey(issuer) => jwt.issuers[issuer].keys().absent(),
         });
-        note(&context, &verdict);
-        Poll::Ready(verdict.map(|()| (request, ())))
+        Poll::Ready(jwt.settled(&context, verdict).map(|()| (request, ())))
     }
 }
 
@@ -290,16 +333,14 @@ impl<B> fmt::Debug for Refetch<B> {
     }
 }
 
-fn note(context: &Context, verdict: &Result<(), Error>) {
-    context.auth.get_or_init(|| verdict.as_ref().map_or_else(Error::reason, |()| "ok"));
-}
-
 impl fmt::Debug for Jwt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Jwt")
             .field("issuers", &self.issuers)
             .field("tenant", &self.tenant)
             .field("limit", &self.limit)
+            .field("access", &self.access)
+            .field("reported", &self.reported)
             .finish_non_exhaustive()
     }
 }

@@ -24,7 +24,7 @@ pub use body::VerifiedBody;
 pub use callback::Callback;
 pub use future::ResponseFuture;
 #[cfg(feature = "jwt")]
-pub use jwt::{Algorithm, FetchedKeys, Issuer, Jwt, JwtKey, JwtKeys, KeyFetch};
+pub use jwt::{Access, Algorithm, FetchedKeys, Issuer, Jwt, JwtKey, JwtKeys, KeyFetch, Routes};
 pub use key::{Key, MAX_KEYS};
 pub use layer::AuthLayer;
 #[cfg(feature = "oauth")]

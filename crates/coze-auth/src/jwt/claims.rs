@@ -19,13 +19,14 @@ pub struct Issuer {
     keys: JwtKeys,
     audiences: Vec<Box<str>>,
     leeway: Duration,
+    roles: Vec<(Box<str>, Vec<Box<str>>)>,
 }
 
 impl Issuer {
     /// An issuer whose tokens have exactly this `iss` and are signed by one of these keys.
     #[must_use]
     pub fn new(name: &str, keys: JwtKeys) -> Self {
-        Self { name: name.into(), keys, audiences: Vec::new(), leeway: Duration::from_secs(60) }
+        Self { name: name.into(), keys, audiences: Vec::new(), leeway: Duration::from_secs(60), roles: Vec::new() }
     }
 
     /// An audience we are: a token must name one of them in `aud`. An issuer without audiences is believed only in tokens
@@ -40,6 +41,14 @@ impl Issuer {
     #[must_use]
     pub fn leeway(self, leeway: Duration) -> Self {
         Self { leeway, ..self }
+    }
+
+    /// What a role permits: who has it in the claim `roles` has these scopes, besides those of the token. Without this the roles
+    /// of a token say nothing; a role that is named twice permits both.
+    #[must_use]
+    pub fn role<'s>(mut self, role: &str, scopes: impl IntoIterator<Item = &'s str>) -> Self {
+        self.roles.push((role.into(), scopes.into_iter().map(Into::into).collect()));
+        self
     }
 
     pub(super) fn name(&self) -> &str {
@@ -74,7 +83,9 @@ impl Issuer {
         };
         let tenant = claims.tenant.as_deref().map(TenantId::new).transpose();
         let tenant = tenant.map_err(|_| malformed("the tenant in the token is not a tenant id".to_owned()))?;
-        let principal = Principal::new("jwt", subject).with_scopes(claims.scopes());
+        let of_roles = self.roles.iter().filter(|(role, _)| claims.has_role(role)).flat_map(|(_, scopes)| scopes);
+        let scopes = claims.scopes().chain(of_roles.map(Box::as_ref));
+        let principal = Principal::new("jwt", subject).with_scopes(scopes);
         Ok(Accepted { principal, tenant, end })
     }
 }
@@ -100,6 +111,7 @@ pub(super) struct Claims<'a> {
     iat: Option<f64>,
     scope: Option<Texts<'a>>,
     scp: Option<Texts<'a>>,
+    roles: Option<Texts<'a>>,
     tenant: Option<Cow<'a, str>>,
 }
 
@@ -124,6 +136,13 @@ impl<'a> Claims<'a> {
     }
 }
 
+impl Claims<'_> {
+    /// Letter by letter (RFC 9068 §2.2.3.1); a text is one role, whatever is in it.
+    fn has_role(&self, role: &str) -> bool {
+        self.roles.as_ref().is_some_and(|roles| roles.iter().any(|own| own == role))
+    }
+}
+
 struct Reader<'a, 't> {
     claims: Claims<'a>,
     tenant: Option<&'t str>,
@@ -140,6 +159,7 @@ impl<'de> Members<'de> for Reader<'de, '_> {
             "aud" => claims.aud = Some(map.next_value()?),
             "scope" => claims.scope = Some(map.next_value()?),
             "scp" => claims.scp = Some(map.next_value()?),
+            "roles" => claims.roles = Some(map.next_value()?),
             "exp" => claims.exp = Some(date(map)?),
             "nbf" => claims.nbf = Some(date(map)?),
             "iat" => claims.iat = Some(date(map)?),

@@ -1,5 +1,6 @@
 //! The policy for JSON web tokens.
 
+mod access;
 mod cache;
 mod claims;
 mod fetched;

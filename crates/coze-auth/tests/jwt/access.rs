@@ -1,0 +1,109 @@
+//! What a caller may do, and what is only reported.
+
+use coze_auth::{Issuer, Jwt, JwtKeys, KeyFetch, Routes};
+use coze_core::{Error, Kind, Principal};
+use http::{Method, Request, header::AUTHORIZATION};
+
+use crate::token::{ISSUER, NOW, ask, bearing, issuer, jwt, token, valid};
+
+fn with(claims: &str) -> String {
+    token(&format!(r#"{claims},"exp":{}"#, NOW + 9))
+}
+
+/// `ok` or the reason, and who it was.
+async fn asked(policy: &Jwt, method: Method, path: &str, token: &str) -> (&'static str, Option<String>) {
+    let header = format!("Bearer {token}");
+    let request = Request::builder().method(method).uri(path).header(AUTHORIZATION, header).body(());
+    let (answer, context) = ask(policy, request.expect("a request")).await;
+    let verdict = answer.as_ref().map_or_else(Error::reason, |()| "ok");
+    assert_eq!(context.auth.get(), Some(&verdict));
+    assert!(answer.err().is_none_or(|error| error.kind() == Kind::PermissionDenied));
+    (verdict, context.principal.get().map(|principal| principal.subject.to_string()))
+}
+
+fn guarded(issuer: Issuer) -> Jwt {
+    let routes = Routes::new()
+        .require(Method::GET, "/bots/{bot}", ["bot:read"])
+        .require(Method::POST, "/bots/{bot}", ["bot:read", "bot:write"])
+        .require(None, "/bots/secret", ["admin"])
+        .require(Method::GET, "/health", []);
+    jwt(issuer).access(routes)
+}
+
+#[tokio::test]
+async fn scopes_are_required_by_method_and_path_also_of_remembered_tokens() {
+    let policy = guarded(issuer());
+    let (reader, writer) = (with(r#""scope":"bot:read""#), with(r#""scope":"bot:read bot:write""#));
+    for _ in 0..2 {
+        for (method, path, token, expected) in [
+            (Method::GET, "/bots/b1", &reader, "ok"),
+            (Method::GET, "/bots/b1?x=/health", &reader, "ok"),
+            (Method::HEAD, "/bots/b1", &reader, "ok"),
+            (Method::POST, "/bots/b1", &reader, "missing_scope"),
+            (Method::POST, "/bots/b1", &writer, "ok"),
+            (Method::GET, "/bots/secret", &writer, "missing_scope"),
+            (Method::DELETE, "/bots/b1", &writer, "policy_denied"),
+            (Method::GET, "/health", &reader, "ok"),
+            (Method::GET, "/bots/b1/", &writer, "policy_denied"),
+            (Method::GET, "//bots/b1", &writer, "policy_denied"),
+            (Method::GET, "/%62ots/b1", &writer, "policy_denied"),
+        ] {
+            let (verdict, subject) = asked(&policy, method, path, token).await;
+            assert_eq!((verdict, subject.as_deref()), (expected, Some("alice")), "{path}: who was refused is noted");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_role_permits_what_its_issuer_says_and_is_not_a_scope() {
+    let policy = guarded(issuer().role("editor", ["bot:read", "bot:write"]).role("root", ["admin"]));
+    for (claims, method, path, expected) in [
+        (r#""roles":["editor"]"#, Method::POST, "/bots/b1", "ok"),
+        (r#""roles":"editor""#, Method::POST, "/bots/b1", "ok"),
+        (r#""roles":["x","root","editor"]"#, Method::GET, "/bots/secret", "ok"),
+        (r#""roles":["root"],"scope":"bot:read""#, Method::GET, "/bots/secret", "ok"),
+        (r#""roles":["Editor"]"#, Method::POST, "/bots/b1", "missing_scope"),
+        (r#""roles":"editor root""#, Method::POST, "/bots/b1", "missing_scope"),
+        (r#""scope":"editor root""#, Method::POST, "/bots/b1", "missing_scope"),
+        (r#""roles":["bot:read"]"#, Method::GET, "/bots/b1", "missing_scope"),
+    ] {
+        assert_eq!(asked(&policy, method, path, &with(claims)).await.0, expected, "{claims}");
+    }
+}
+
+#[tokio::test]
+async fn a_closure_decides_too() {
+    let policy = jwt(issuer()).access(|_: &Method, path: &str, principal: &Principal| match path {
+        "/mine" if &*principal.subject == "alice" => Ok(()),
+        _ => Err(Error::new(Kind::PermissionDenied, "policy_denied")),
+    });
+    assert_eq!(asked(&policy, Method::GET, "/mine", &valid()).await.0, "ok");
+    assert_eq!(asked(&policy, Method::GET, "/yours", &valid()).await.0, "policy_denied");
+}
+
+#[tokio::test]
+async fn what_is_only_reported_is_counted_and_let_through_without_a_principal_of_bad_tokens() {
+    let policy = guarded(issuer()).report_only();
+    let clone = policy.clone();
+    let (answer, context) = ask(&clone, bearing("forged")).await;
+    assert!(answer.is_ok());
+    assert_eq!((context.auth.get(), context.principal.get()), (Some(&"parse_error"), None));
+    let (answer, context) = ask(&policy, Request::builder().body(()).expect("a request")).await;
+    assert!(answer.is_ok());
+    assert_eq!((context.auth.get(), context.principal.get()), (Some(&"missing_credentials"), None));
+    let (answer, context) = ask(&policy, bearing(valid())).await;
+    assert!(answer.is_ok());
+    assert_eq!(context.auth.get(), Some(&"policy_denied"));
+    assert_eq!(context.principal.get().map(|p| &*p.subject), Some("alice"), "this one is who it says");
+    assert_eq!((policy.reported(), clone.reported()), (3, 3));
+    assert_eq!(jwt(issuer()).reported(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_had_to_wait_for_a_key_is_reported_too() {
+    let down = KeyFetch::new(|_| async { Err(Error::new(Kind::Unavailable, "down")) });
+    let policy = jwt(Issuer::new(ISSUER, JwtKeys::fetched(down))).report_only();
+    let (answer, context) = ask(&policy, bearing(valid())).await;
+    assert!(answer.is_ok());
+    assert_eq!((context.auth.get(), policy.reported()), (Some(&"keys_unavailable"), 1));
+}
