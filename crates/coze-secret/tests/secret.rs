@@ -1,10 +1,6 @@
 //! Handles, versions and watches, apart from any source.
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use coze_core::{Error, Kind, Retry};
 use coze_secret::{Health, Rotor, Secret, SecretBytes, Versions, Watch};
@@ -131,40 +127,6 @@ fn nothing_shows_a_secret() {
     let shown =
         format!("{rotor:?} {secret:?} {watch:?} {current:?} {versions:?} {:?}", SecretBytes::new("hidden-three"));
     assert!(!shown.contains("hidden"), "{shown}");
-}
-
-/// What the log holds, in memory.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("no panic").write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[test]
-fn a_lasting_failure_is_told_of_once_and_nothing_secret_is() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    tracing::subscriber::with_default(subscriber, || {
-        let (mut rotor, _secret) = Secret::rotating("the key", SecretBytes::new("hidden-one"));
-        (0..5).for_each(|_| rotor.fail(&failure()));
-        (0..5).for_each(|_| rotor.confirm());
-        rotor.publish(SecretBytes::new("hidden-two"));
-        rotor.expire();
-    });
-    let text = String::from_utf8(log.0.lock().expect("no panic").clone()).expect("text");
-    let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines.len(), 4, "{text}");
-    assert!(lines.iter().all(|line| line.contains("secret=\"the key\"")), "{text}");
-    assert!(lines[0].contains("WARN") && lines[0].contains("reason=\"source_down\""), "{text}");
-    assert!(!text.contains("hidden"), "{text}");
 }
 
 #[test]

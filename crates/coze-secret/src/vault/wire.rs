@@ -245,6 +245,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_over_is_told_from_what_does_not_end() {
+        let lookup = |expire: &str, ttl: u64| {
+            looked_up(format!(r#"{{"data":{{"expire_time":{expire},"ttl":{ttl},"renewable":true}}}}"#).as_bytes())
+        };
+        assert_eq!(lookup("null", 0).expect("root"), (None, true));
+        assert_eq!(lookup("\"2026\"", 0).expect("in its last second"), (Some(Duration::ZERO), true));
+        let lease = |seconds: u64| {
+            let data = r#"{"username":"u","password":"p"}"#;
+            let answer = format!(r#"{{"lease_id":"l","lease_duration":{seconds},"renewable":true,"data":{data}}}"#);
+            credentials(answer.as_bytes()).map(|(lease, _)| lease.life)
+        };
+        assert_eq!(lease(1).expect("a second"), Duration::from_secs(1));
+        assert_eq!(lease(0).expect_err("it would be asked for again and again").reason(), "vault_answer");
+    }
+
+    #[test]
     fn the_words_of_a_failure_are_short_and_show_no_token() {
         let words = |errors: &str| words(format!("{{\"errors\":[{errors}]}}").as_bytes());
         assert_eq!(words("\"permission denied\""), Some("permission denied".into()));

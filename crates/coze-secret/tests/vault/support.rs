@@ -1,9 +1,4 @@
-use std::{
-    future::Future,
-    io,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{future::Future, time::Duration};
 
 use coze_secret::{Fields, Login, Secret, SecretBytes, Vault, VaultSession};
 use coze_sim::vault::{self, Config, ROLE_ID, ROOT_TOKEN, SECRET_ID};
@@ -67,24 +62,4 @@ pub(crate) async fn reason<T: std::fmt::Debug>(
     outcome: impl Future<Output = Result<T, coze_core::Error>>,
 ) -> &'static str {
     outcome.await.expect_err("refused").reason()
-}
-
-/// What the log holds, in memory.
-#[derive(Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    pub(crate) fn text(&self) -> String {
-        String::from_utf8(self.0.lock().expect("no panic").clone()).expect("text")
-    }
-}
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("no panic").write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
