@@ -292,10 +292,7 @@ impl<B> Policy<B> for Jwt {
             Ok(()) => Ok(()),
             Err(Refusal::For(error)) => Err(error),
             Err(Refusal::NoKey(issuer)) => match self.issuers[issuer].keys().wish() {
-                Some(wait) => {
-                    let held = Some((request, context, self.clone()));
-                    return Decision::Later(Refetch { wait: Box::pin(wait), held });
-                }
+                Some(wait) => return Decision::Later(Refetch::new(request, context, self.clone(), wait)),
                 None => Err(self.issuers[issuer].keys().absent()),
             },
         };
@@ -304,21 +301,29 @@ impl<B> Policy<B> for Jwt {
 }
 
 /// Waits for a key, and decides with what is there then.
+///
+/// In a box, because a request that need not wait is moved about together with the room for one that does.
 #[must_use = "futures do nothing unless polled"]
-pub struct Refetch<B> {
+pub struct Refetch<B>(Box<Waiting<B>>);
+
+struct Waiting<B> {
     wait: Pin<Box<dyn Future<Output = ()> + Send>>,
     held: Option<(Request<B>, Context, Jwt)>,
 }
 
-/// The request is never pinned.
-impl<B> Unpin for Refetch<B> {}
+impl<B> Refetch<B> {
+    #[cold]
+    fn new(request: Request<B>, context: Context, jwt: Jwt, wait: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Box::new(Waiting { wait: Box::pin(wait), held: Some((request, context, jwt)) }))
+    }
+}
 
 impl<B> Future for Refetch<B> {
     type Output = Result<Admitted<B>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
-        ready!(self.wait.as_mut().poll(task));
-        let (request, context, jwt) = self.held.take().expect("a future is not polled after it is ready");
+        ready!(self.0.wait.as_mut().poll(task));
+        let (request, context, jwt) = self.0.held.take().expect("a future is not polled after it is ready");
         let verdict = jwt.decide(&request, &context).map_err(|refusal| match refusal {
             Refusal::For(error) => error,
             Refusal::NoKey(issuer) => jwt.issuers[issuer].keys().absent(),
