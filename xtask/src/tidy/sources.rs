@@ -94,11 +94,12 @@ fn slow_or_skipped(file: &File) -> Vec<Violation> {
         true => 0,
         false => file.lines().find(|(_, text)| text.starts_with("#[cfg(test)]")).map_or(usize::MAX, |(line, _)| line),
     };
-    // Helpers above the first test run under its clock.
-    let mut is_paused = file.text.contains(paused);
+    // Helpers above the first test run under its clock, and a file of helpers alone under that of whoever calls them.
+    let is_test = |text: &str| text.contains("#[test]") || text.contains("#[tokio::test");
+    let mut is_paused = file.text.contains(paused) || !is_test(&file.text);
     let mut broken = Vec::new();
     for (line, text) in file.lines().filter(|(line, _)| *line >= from) {
-        if text.contains("#[test]") || text.contains("#[tokio::test") {
+        if is_test(text) {
             is_paused = text.contains(paused);
         }
         if text.contains(&ignore) {
@@ -171,7 +172,8 @@ mod tests {
         assert_eq!(shown(slow_or_skipped(&file("crates/x/tests/a.rs", &paused))), [""; 0]);
         assert_eq!(shown(slow_or_skipped(&file("crates/x/tests/a.rs", &format!("{sleep}{paused}")))), [""; 0]);
         assert_eq!(shown(slow_or_skipped(&file("crates/x/src/a.rs", &real))), [""; 0], "no test code");
-        for slow in [real, blocking, sleep] {
+        assert_eq!(shown(slow_or_skipped(&file("crates/x/tests/support.rs", &sleep))), [""; 0], "no test of its own");
+        for slow in [real, blocking] {
             assert_eq!(shown(slow_or_skipped(&file("crates/x/tests/a.rs", &slow))).len(), 1, "{slow}");
         }
     }
