@@ -324,9 +324,9 @@ fn late(context: &Context) -> Context {
     late
 }
 
-/// What the platform holds against this service's own credentials is not the caller's to mend.
+/// What the platform, or its token endpoint, holds against this service's own credentials is not the caller's to mend.
 fn not_the_callers(error: Error) -> Error {
-    if error.platform().is_none() || !matches!(error.kind(), Kind::Unauthenticated | Kind::PermissionDenied) {
+    if !matches!(error.kind(), Kind::Unauthenticated | Kind::PermissionDenied) {
         return error;
     }
     let ours = Error::new(Kind::Upstream, error.reason())

@@ -94,7 +94,7 @@ where
         .layer(TenantLayer::new(Propagate::new()))
         .layer(RetryLayer::new(Standard::new()))
         .layer(RateLimitLayer::new(Limits::outbound(config.limits.app_qps)))
-        .layer(AuthLayer::new(Bearer::new(source)))
+        .layer(AuthLayer::new(Bearer::new(source).host(config.platform.url.host())))
         .layer(ErrMapLayer::new(Classifier::new()))
         .service(transport::transport(config.platform.connect_timeout, config.platform.silence_timeout));
     Ok(Platform::new(config.platform.url.clone(), stack))

@@ -20,7 +20,7 @@ const REFUSALS: [(&str, Kind, Retry); 13] = [
     ("authorization_pending", Kind::Precondition, Retry::Never),
     ("slow_down", Kind::RateLimited, Retry::Safe),
     // The endpoint says itself that nothing was given out.
-    ("internal_error", Kind::Upstream, Retry::Safe),
+    ("internal_error", Kind::Unavailable, Retry::Safe),
     ("temporarily_unavailable", Kind::Unavailable, Retry::Safe),
 ];
 
