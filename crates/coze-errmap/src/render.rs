@@ -77,8 +77,13 @@ impl Answer<'_> {
     pub(crate) fn write_headers(&self, headers: &mut HeaderMap, challenge: &HeaderValue, now: SystemTime) {
         // RFC 6585 demands it for 429, and no other failure is worth keeping either.
         add(headers, header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if self.status == StatusCode::UNAUTHORIZED {
-            add(headers, header::WWW_AUTHENTICATE, challenge.clone());
+        let is_about_credentials = matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        match bearer_error(self.reason).filter(|_| is_about_credentials) {
+            Some(error) if challenge.as_bytes().starts_with(b"Bearer") => {
+                add(headers, header::WWW_AUTHENTICATE, with_error(challenge, error));
+            }
+            _ if self.status == StatusCode::UNAUTHORIZED => add(headers, header::WWW_AUTHENTICATE, challenge.clone()),
+            _ => {}
         }
         if let Some(logid) = self.logid {
             add_text(headers, headers::LOGID, logid);
@@ -100,6 +105,31 @@ impl Answer<'_> {
             add_text(headers, HeaderName::from_static("ratelimit"), &left);
         }
     }
+}
+
+/// What a challenge says about a token that was refused for this reason (RFC 6750 §3.1). Of a request without one it says
+/// nothing.
+fn bearer_error(reason: &str) -> Option<&'static str> {
+    match reason {
+        "token_expired"
+        | "token_not_yet_valid"
+        | "signature_invalid"
+        | "unknown_key"
+        | "audience_mismatch"
+        | "issuer_mismatch"
+        | "revoked"
+        | "parse_error" => Some("invalid_token"),
+        "missing_scope" => Some("insufficient_scope"),
+        _ => None,
+    }
+}
+
+/// The challenge with one parameter more.
+fn with_error(challenge: &HeaderValue, error: &str) -> HeaderValue {
+    // Parameters begin behind the scheme with a space, and a comma stands between them (RFC 9110 §11.6.1).
+    let separator: &[u8] = if challenge.as_bytes().contains(&b' ') { b", " } else { b" " };
+    let text = [challenge.as_bytes(), separator, b"error=\"", error.as_bytes(), b"\""].concat();
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| challenge.clone())
 }
 
 fn json(body: &impl Serialize) -> Vec<u8> {

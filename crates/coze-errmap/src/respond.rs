@@ -38,7 +38,8 @@ impl Responder {
         Self { challenge: HeaderValue::from_static("Bearer"), clock: SystemTime::now }
     }
 
-    /// What `WWW-Authenticate` says on a 401 (RFC 9110 §11.6.1 wants a challenge; default `Bearer`). Signatures of webhooks
+    /// What `WWW-Authenticate` says on a 401 (RFC 9110 §11.6.1 wants a challenge; default `Bearer`). A `Bearer` challenge gets
+    /// an `error` where a token was refused, also one that lacks a scope (RFC 6750 §3). Signatures of webhooks
     /// have no registered scheme: a service that knows nothing else may name its own, such as `Signature`.
     #[must_use]
     pub fn challenge(self, challenge: HeaderValue) -> Self {

@@ -244,6 +244,31 @@ async fn a_challenge_can_be_chosen_and_one_that_is_there_stays() {
 }
 
 #[tokio::test]
+async fn a_challenge_says_what_is_wrong_with_a_token_and_nothing_where_there_was_none() {
+    // RFC 6750 §3 and §3.1
+    for (kind, reason, expected) in [
+        (Kind::Unauthenticated, "missing_credentials", Some("Bearer")),
+        (Kind::Unauthenticated, "token_expired", Some(r#"Bearer error="invalid_token""#)),
+        (Kind::Unauthenticated, "revoked", Some(r#"Bearer error="invalid_token""#)),
+        (Kind::PermissionDenied, "missing_scope", Some(r#"Bearer error="insufficient_scope""#)),
+        (Kind::PermissionDenied, "policy_denied", None),
+        (Kind::Unavailable, "keys_unavailable", None),
+        (Kind::Invalid, "parse_error", None),
+    ] {
+        let (_, headers, _) = refused(&[], Error::new(kind, reason)).await;
+        assert_eq!(headers.get("www-authenticate").map(|value| value.to_str().expect("ascii")), expected, "{reason}");
+    }
+    for (challenge, expected) in
+        [(r#"Bearer realm="bots""#, r#"Bearer realm="bots", error="invalid_token""#), ("Signature", "Signature")]
+    {
+        let policy = Responder::new().challenge(http::HeaderValue::from_static(challenge));
+        let service = tower::service_fn(async |_: Req| Err::<Res, _>(Error::new(Kind::Unauthenticated, "revoked")));
+        let response = ErrMapLayer::new(policy).layer(service).oneshot(request(&[])).await.expect("infallible");
+        assert_eq!(response.headers()["www-authenticate"], expected);
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_in_plain_text_is_rewrapped_and_keeps_its_status_and_headers() {
     for (status, media_type, code) in [
         (404, None, 4200),
