@@ -22,8 +22,9 @@ const OF_THE_TOKEN: [i64; 3] = [4100, 4101, 700_012_006];
 ///
 /// What the request carried in `authorization` is replaced. A token that the platform refused, by an error of
 /// [`Kind::Unauthenticated`] or a bare 401, or that it wants renewed (`X-Refresh-Token`) is forgotten, unless the source has
-/// a newer one already. If another one can be had the error says [`Retry::Safe`]: a retry layer outside sends again, with
-/// the new token. A bare 401 is handed on as it came; without `coze-errmap` inside nothing tells the retry layer.
+/// a newer one already. If another one can be had the error says [`Retry::Safe`](coze_core::Retry::Safe): a retry layer outside
+/// sends again, with the new token. A bare 401 is handed on as it came; without `coze-errmap` inside nothing tells the retry
+/// layer.
 ///
 /// The token goes to whatever host the request names, unless [`Bearer::host`] binds it to one.
 #[derive(Clone, Debug)]

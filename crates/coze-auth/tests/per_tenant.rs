@@ -15,7 +15,10 @@ use coze_auth::{AuthLayer, Bearer, Decision, PerTenant, Renewing, Static, Token,
 use coze_core::{BoxError, Context, Error, Kind, TenantId};
 use http::{Request, Response, header::AUTHORIZATION};
 use support::send;
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::{JoinSet, yield_now},
+    time::sleep,
+};
 use tower::{Layer, ServiceExt, service_fn};
 
 fn tenant(text: &str) -> TenantId {
@@ -154,13 +157,15 @@ async fn of_a_thousand_tenants_under_load_none_bears_anothers_token() {
         let name = tenant.to_string();
         let random = Mutex::new(fastrand::Rng::with_seed(name.len() as u64));
         let source = Renewing::new(move || {
-            let (pause, fails) = {
+            let (pauses, fails) = {
                 let mut random = random.lock().expect("whole");
-                (random.u64(..3), random.u8(..20) == 0)
+                (random.u8(..100), random.u8(..20) == 0)
             };
             let token = Token::bearer(&name);
             async move {
-                sleep(Duration::from_millis(pause)).await;
+                for _ in 0..pauses {
+                    yield_now().await;
+                }
                 match fails {
                     true => Err(Error::new(Kind::Unavailable, "endpoint_down")),
                     false => Ok(token?.with_lifetime(Duration::from_millis(5))),
@@ -171,7 +176,7 @@ async fn of_a_thousand_tenants_under_load_none_bears_anothers_token() {
     });
     let platform = service_fn(|request: Request<String>| async move {
         assert_eq!(request.headers()[AUTHORIZATION], format!("Bearer {}", request.body()), "a token crossed");
-        tokio::task::yield_now().await;
+        yield_now().await;
         match fastrand::u8(..10) {
             0 => Err(Error::new(Kind::Unauthenticated, "token_invalid")),
             _ => Ok(Response::new(())),
