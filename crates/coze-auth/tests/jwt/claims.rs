@@ -17,8 +17,8 @@ async fn a_valid_token_is_accepted_and_its_subject_noted() {
 
 #[tokio::test]
 async fn every_algorithm_is_verified_by_its_key() {
-    use Algorithm::{EdDsa, Es256, Hs256, Hs384, Hs512, Ps256, Rs256};
-    for algorithm in [Hs256, Hs384, Hs512, Rs256, Ps256, Es256, EdDsa] {
+    use Algorithm::{EdDsa, Es256, Es384, Es512, Hs256, Hs384, Hs512, Ps256, Rs256};
+    for algorithm in [Hs256, Hs384, Hs512, Rs256, Ps256, Es256, Es384, Es512, EdDsa] {
         let policy = jwt(Issuer::new(ISSUER, keys(algorithm)));
         let claims = format!(r#"{{"iss":"{ISSUER}","sub":"a","exp":{}}}"#, NOW + 1);
         let token = raw(&format!(r#"{{"alg":"{}","typ":"JWT"}}"#, algorithm.as_str()), &claims, algorithm);

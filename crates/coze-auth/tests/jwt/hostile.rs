@@ -83,9 +83,7 @@ async fn a_member_given_twice_is_refused_wherever_and_however_it_is_written() {
     }
     for claim in [r#""sub":"bob""#, r#""exp":1"#, r#""s\u0075b":"bob""#, r#""x":1,"x":1"#] {
         let token = token(&format!(r#""exp":{},{claim}"#, NOW + 1));
-        let expected =
-            if claim.contains("exp") || claim.contains('s') || claim.contains('x') { "parse_error" } else { "ok" };
-        assert_eq!(verdict(&jwt(issuer()), token).await, expected, "{claim}");
+        assert_eq!(verdict(&jwt(issuer()), token).await, "parse_error", "{claim}");
     }
 }
 

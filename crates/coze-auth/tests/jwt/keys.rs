@@ -10,7 +10,7 @@ use coze_auth::{Algorithm, Issuer, JwtKey, JwtKeys, MAX_KEYS};
 
 use crate::{
     support::reason,
-    token::{EC, ED, ISSUER, NOW, RSA, SECRET, base64url, issuer, jwt, key, raw, valid, verdict},
+    token::{EC, ED, ISSUER, NOW, RSA, SECRET, base64url, bearing, jwt, key, raw, valid, verdict},
 };
 
 fn kid(kid: Option<&str>, algorithm: Algorithm) -> String {
@@ -179,5 +179,31 @@ fn the_payload_of_any_signed_text_is_handed_out() {
         b"not json"
     );
     assert_eq!(reason(keys.verify(b"a.b")), Some("parse_error"));
-    let _ = issuer();
+}
+
+#[test]
+fn keys_rotate_under_load_and_no_valid_token_is_refused() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (old, new) = (key(Algorithm::Hs256).named("old"), key(Algorithm::Hs256).named("new"));
+    let keys = JwtKeys::new([old.clone(), new.clone()]).expect("two keys");
+    let policy = jwt(Issuer::new(ISSUER, keys.clone()));
+    let (token, is_over) = (kid(Some("new"), Algorithm::Hs256), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let coze_auth::Decision::Now(answer) = coze_auth::Policy::authorize(&policy, bearing(&token))
+                    else {
+                        panic!("it waits");
+                    };
+                    answer.expect("the key is in both sets");
+                }
+            });
+        }
+        for _ in 0..500 {
+            keys.replace([new.clone()]).expect("one key");
+            keys.replace([old.clone(), new.clone()]).expect("two keys");
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
 }

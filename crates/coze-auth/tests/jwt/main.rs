@@ -6,6 +6,7 @@ mod claims;
 mod fetched;
 mod hostile;
 mod keys;
+mod rfc;
 #[path = "../support/mod.rs"]
 mod support;
 mod token;

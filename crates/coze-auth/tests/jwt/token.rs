@@ -9,8 +9,8 @@ use aws_lc_rs::{
     rand::SystemRandom,
     rsa::KeySize,
     signature::{
-        ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PSS_SHA256,
-        RsaKeyPair,
+        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, ECDSA_P521_SHA512_FIXED_SIGNING,
+        EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaKeyPair,
     },
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -29,6 +29,10 @@ pub(crate) const ISSUER: &str = "https://issuer.example";
 pub(crate) static RSA: LazyLock<RsaKeyPair> = LazyLock::new(|| RsaKeyPair::generate(KeySize::Rsa2048).expect("a key"));
 pub(crate) static EC: LazyLock<EcdsaKeyPair> =
     LazyLock::new(|| EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key"));
+static EC_384: LazyLock<EcdsaKeyPair> =
+    LazyLock::new(|| EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).expect("a key"));
+static EC_521: LazyLock<EcdsaKeyPair> =
+    LazyLock::new(|| EcdsaKeyPair::generate(&ECDSA_P521_SHA512_FIXED_SIGNING).expect("a key"));
 pub(crate) static ED: LazyLock<Ed25519KeyPair> = LazyLock::new(|| Ed25519KeyPair::generate().expect("a key"));
 
 pub(crate) fn clock() -> SystemTime {
@@ -53,13 +57,17 @@ pub(crate) fn signature(algorithm: Algorithm, message: &str) -> Vec<u8> {
         RSA.sign(encoding, &SystemRandom::new(), message.as_bytes(), &mut signature).expect("signed");
         signature
     };
+    let ec =
+        |pair: &EcdsaKeyPair| pair.sign(&SystemRandom::new(), message.as_bytes()).expect("signed").as_ref().to_vec();
     match algorithm {
         Algorithm::Hs256 => mac::<Hmac<Sha256>>(message),
         Algorithm::Hs384 => mac::<Hmac<Sha384>>(message),
         Algorithm::Hs512 => mac::<Hmac<Sha512>>(message),
         Algorithm::Rs256 => rsa(&RSA_PKCS1_SHA256),
         Algorithm::Ps256 => rsa(&RSA_PSS_SHA256),
-        Algorithm::Es256 => EC.sign(&SystemRandom::new(), message.as_bytes()).expect("signed").as_ref().to_vec(),
+        Algorithm::Es256 => ec(&EC),
+        Algorithm::Es384 => ec(&EC_384),
+        Algorithm::Es512 => ec(&EC_521),
         Algorithm::EdDsa => ED.sign(message.as_bytes()).as_ref().to_vec(),
         other => panic!("the tests do not sign with {other:?}"),
     }
@@ -87,6 +95,8 @@ pub(crate) fn key(algorithm: Algorithm) -> JwtKey {
     let key = match algorithm {
         Algorithm::Hs256 | Algorithm::Hs384 | Algorithm::Hs512 => SECRET,
         Algorithm::Es256 => EC.public_key().as_ref(),
+        Algorithm::Es384 => EC_384.public_key().as_ref(),
+        Algorithm::Es512 => EC_521.public_key().as_ref(),
         Algorithm::EdDsa => ED.public_key().as_ref(),
         _ => RSA.public_key().as_ref(),
     };
