@@ -50,6 +50,11 @@ impl VerifiedBody {
         self.trailers = Some(trailers);
     }
 
+    /// What is left, frame by frame.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = &[u8]> {
+        self.first.iter().chain(&self.rest).map(|frame| &frame[..]).chain([&self.tail[..]])
+    }
+
     /// The whole as one slice; copied only if it came in several frames.
     pub(crate) fn contiguous(&mut self) -> &[u8] {
         if self.first.as_ref().is_some_and(|first| first.len() < self.len) {

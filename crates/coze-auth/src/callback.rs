@@ -1,5 +1,5 @@
 use std::{
-    array, fmt,
+    fmt,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -127,9 +127,8 @@ impl Callback {
             return Err(verify::malformed(format!("the header {NONCE} is not 1 to {MAX_NONCE} ascii characters")));
         };
         self.now(sent)?;
-        let hash = Sha1::new().chain_update(digits).chain_update(nonce);
-        let hashes = array::from_fn(|i| self.tokens.get(i).map(|token| hash.clone().chain_update(token.bytes())));
-        Ok(Summed { hashes, signature, sent, nonce: nonce.into(), policy: self.clone() })
+        let head = Sha1::new().chain_update(digits).chain_update(nonce);
+        Ok(Summed { head, signature, sent, nonce: nonce.into(), policy: self.clone() })
     }
 }
 
@@ -160,7 +159,8 @@ impl fmt::Debug for Callback {
 
 /// A callback that waits for its body.
 pub struct Summed {
-    hashes: [Option<Sha1>; MAX_KEYS],
+    /// The hash of what comes before the token and the body.
+    head: Sha1,
     signature: [u8; 20],
     sent: u64,
     nonce: Box<str>,
@@ -174,14 +174,13 @@ impl fmt::Debug for Summed {
 }
 
 impl Check for Summed {
-    fn update(&mut self, data: &[u8]) {
-        self.hashes.iter_mut().flatten().for_each(|hash| hash.update(data));
-    }
-
-    fn finish(self, context: &Context, _: &mut VerifiedBody) -> Result<(), Error> {
+    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Error> {
         // Every token is tried, and each comparison takes constant time: how long it takes does not tell which one it was.
-        let hashes = self.hashes.into_iter().flatten();
-        let verified = hashes.fold(Choice::from(0), |found, hash| found | hash.finalize().ct_eq(&self.signature));
+        let verified = self.policy.tokens.iter().fold(Choice::from(0), |found, token| {
+            let mut hash = self.head.clone().chain_update(token.bytes());
+            body.frames().for_each(|frame| hash.update(frame));
+            found | hash.finalize().ct_eq(&self.signature)
+        });
         if !bool::from(verified) {
             return Err(verify::unsigned());
         }

@@ -20,11 +20,11 @@ use crate::{Admitted, Decision, VerifiedBody};
 const FRAMES_PER_POLL: usize = 64;
 
 /// What a scheme of signatures does with a request whose head is in order.
+///
+/// The body is judged when it is complete: it is kept until then in any case, and a request that waits for its body is
+/// small if it carries no state of a hash.
 pub trait Check {
-    /// Takes in the next bytes of the body.
-    fn update(&mut self, data: &[u8]);
-
-    /// Judges the whole, and notes on the context who signed it.
+    /// Judges the body, and notes on the context who signed it.
     fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Error>;
 }
 
@@ -61,7 +61,7 @@ impl Limits {
 }
 
 pin_project! {
-    /// Reads a body, hashes it on the way, and judges its signature.
+    /// Reads a body, and judges its signature.
     #[must_use = "futures do nothing unless polled"]
     pub struct Verify<B, C> {
         #[pin]
@@ -122,11 +122,7 @@ where
                 Ok(data) if data.len() > this.limits.bytes - this.read.len() => {
                     return Poll::Ready(Err(this.limits.too_large()));
                 }
-                Ok(data) => {
-                    let (_, check) = this.head.as_mut().expect("a future is not polled after it is ready");
-                    check.update(&data);
-                    this.read.push(data);
-                }
+                Ok(data) => this.read.push(data),
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
                         this.read.set_trailers(trailers);

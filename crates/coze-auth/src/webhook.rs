@@ -1,4 +1,4 @@
-use std::{array, collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, slice, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -108,12 +108,7 @@ where
         Verify::decide(request, self.limits, |parts| {
             let signature = verify::signature(&parts.headers, SIGNATURE)?;
             let bot = self.bot(parts)?;
-            let macs = array::from_fn(|i| match &bot {
-                Some(bot) => bot.keys.get(i).cloned(),
-                // For work's sake: what it verifies is refused all the same.
-                None => (i == 0).then(|| self.keys.0.decoy.clone()),
-            });
-            Ok(Signed { macs, signature, bot, user: self.user.clone() })
+            Ok(Signed { policy: self.clone(), signature, bot })
         })
     }
 }
@@ -191,10 +186,9 @@ fn keyed(key: &[u8]) -> Keyed {
 
 /// A webhook request that waits for its body.
 pub struct Signed {
-    macs: [Option<Keyed>; MAX_KEYS],
+    policy: Webhook,
     signature: [u8; 32],
     bot: Option<Arc<Bot>>,
-    user: Option<Arc<UserHook>>,
 }
 
 impl fmt::Debug for Signed {
@@ -204,13 +198,13 @@ impl fmt::Debug for Signed {
 }
 
 impl Check for Signed {
-    fn update(&mut self, data: &[u8]) {
-        self.macs.iter_mut().flatten().for_each(|mac| mac.update(data));
-    }
-
     fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Error> {
+        // The decoy is for work's sake: what it verifies is refused all the same.
+        let keys = self.bot.as_ref().map_or(slice::from_ref(&self.policy.keys.0.decoy), |bot| &bot.keys);
         // Every key is tried, and each comparison takes constant time: how long it takes does not tell which key it was.
-        let verified = self.macs.into_iter().flatten().fold(false, |found, mac| {
+        let verified = keys.iter().fold(false, |found, key| {
+            let mut mac = key.clone();
+            body.frames().for_each(|frame| mac.update(frame));
             let is_this_one = mac.verify_slice(&self.signature).is_ok();
             found | is_this_one
         });
@@ -223,7 +217,7 @@ impl Check for Signed {
         }
         context.bot.get_or_init(|| bot.id.clone());
         context.principal.get_or_init(|| bot.principal.clone());
-        if let Some(user) = self.user.and_then(|read| read(body.contiguous())) {
+        if let Some(user) = self.policy.user.and_then(|read| read(body.contiguous())) {
             context.user.get_or_init(|| user);
         }
         Ok(())
