@@ -12,7 +12,7 @@ use sha1::{Digest, Sha1};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::{
-    Admitted, Decision, Key, MAX_KEYS, Policy, VerifiedBody,
+    Admitted, Decision, Key, Policy, VerifiedBody,
     key::bounded,
     nonces::{Nonces, Refused},
     verify::{self, Check, Limits, Verify},
@@ -53,7 +53,7 @@ impl Callback {
     /// Accepts what is signed with one of the tokens (`verify_token`) of the callback app `app`.
     ///
     /// # Errors
-    /// `keys_missing` and `keys_too_many`, [`Kind::Invalid`]: no token, or more than [`MAX_KEYS`].
+    /// `keys_missing` and `keys_too_many`, [`Kind::Invalid`]: no token, or more than [`MAX_KEYS`](crate::MAX_KEYS).
     pub fn new(app: &str, tokens: impl IntoIterator<Item = Key>) -> Result<Self, Error> {
         let tokens = bounded(tokens)?;
         if tokens.is_empty() {

@@ -9,7 +9,7 @@ use http_body::Body;
 use sha2::Sha256;
 
 use crate::{
-    Admitted, Decision, Key, MAX_KEYS, Policy, VerifiedBody,
+    Admitted, Decision, Key, Policy, VerifiedBody,
     key::bounded,
     verify::{self, Check, Limits, Verify},
 };
@@ -151,7 +151,7 @@ impl WebhookKeys {
     /// A request is checked against the keys of the moment in which it arrived.
     ///
     /// # Errors
-    /// `keys_too_many`, [`Kind::Invalid`](coze_core::Kind::Invalid): more than [`MAX_KEYS`]. The bot's keys stay as they were.
+    /// `keys_too_many`, [`Kind::Invalid`](coze_core::Kind::Invalid): more than [`MAX_KEYS`](crate::MAX_KEYS). The bot's keys stay as they were.
     pub fn set(&self, bot: &BotId, keys: impl IntoIterator<Item = Key>) -> Result<(), Error> {
         let keys: Vec<_> = bounded(keys)?.iter().map(|key| keyed(key.bytes())).collect();
         let principal = Principal::new("webhook", bot.as_str());
