@@ -8,14 +8,14 @@ pub(crate) fn test(filter: &[String]) -> Outcome {
     parts::ensure()?;
     if works(cargo().args(["nextest", "--version"])) {
         let mut nextest = cargo();
-        nextest.args(["nextest", "run", "--workspace"]);
+        nextest.args(["nextest", "run", "--workspace", "--all-features"]);
         if !filter.is_empty() {
             // The filter may be meant for the doc tests alone.
             nextest.arg("--no-tests=pass").args(filter);
         }
         run(&mut nextest)?;
     } else {
-        run(cargo().args(["test", "--workspace", "--lib", "--bins", "--tests"]).args(filter))?;
+        run(cargo().args(["test", "--workspace", "--all-features", "--lib", "--bins", "--tests"]).args(filter))?;
     }
-    run(cargo().args(["test", "--workspace", "--doc"]).args(filter))
+    run(cargo().args(["test", "--workspace", "--all-features", "--doc"]).args(filter))
 }
