@@ -108,7 +108,7 @@ where
         Verify::decide(request, self.limits, |parts| {
             let signature = verify::signature(&parts.headers, SIGNATURE)?;
             let bot = self.bot(parts)?;
-            Ok(Signed { policy: self.clone(), signature, bot })
+            Ok(Signed { keys: self.keys.clone(), user: self.user.clone(), signature, bot })
         })
     }
 }
@@ -151,7 +151,8 @@ impl WebhookKeys {
     /// A request is checked against the keys of the moment in which it arrived.
     ///
     /// # Errors
-    /// `keys_too_many`, [`Kind::Invalid`](coze_core::Kind::Invalid): more than [`MAX_KEYS`](crate::MAX_KEYS). The bot's keys stay as they were.
+    /// `keys_too_many`, [`Kind::Invalid`](coze_core::Kind::Invalid): more than [`MAX_KEYS`](crate::MAX_KEYS). The bot's keys
+    /// stay as they were.
     pub fn set(&self, bot: &BotId, keys: impl IntoIterator<Item = Key>) -> Result<(), Error> {
         let keys: Vec<_> = bounded(keys)?.iter().map(|key| keyed(key.bytes())).collect();
         let principal = Principal::new("webhook", bot.as_str());
@@ -186,7 +187,8 @@ fn keyed(key: &[u8]) -> Keyed {
 
 /// A webhook request that waits for its body.
 pub struct Signed {
-    policy: Webhook,
+    keys: WebhookKeys,
+    user: Option<Arc<UserHook>>,
     signature: [u8; 32],
     bot: Option<Arc<Bot>>,
 }
@@ -200,7 +202,7 @@ impl fmt::Debug for Signed {
 impl Check for Signed {
     fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Error> {
         // The decoy is for work's sake: what it verifies is refused all the same.
-        let keys = self.bot.as_ref().map_or(slice::from_ref(&self.policy.keys.0.decoy), |bot| &bot.keys);
+        let keys = self.bot.as_ref().map_or(slice::from_ref(&self.keys.0.decoy), |bot| &bot.keys);
         // Every key is tried, and each comparison takes constant time: how long it takes does not tell which key it was.
         let verified = keys.iter().fold(false, |found, key| {
             let mut mac = key.clone();
@@ -217,7 +219,7 @@ impl Check for Signed {
         }
         context.bot.get_or_init(|| bot.id.clone());
         context.principal.get_or_init(|| bot.principal.clone());
-        if let Some(user) = self.policy.user.and_then(|read| read(body.contiguous())) {
+        if let Some(user) = self.user.and_then(|read| read(body.contiguous())) {
             context.user.get_or_init(|| user);
         }
         Ok(())
