@@ -73,6 +73,15 @@ impl Classifier {
             from_envelope(code, None, msg, logid).with_retry(Retry::Never)
         };
 
+        // Of a refusal with the platform's hint another token is the cure, whatever its code: auth takes one, retry sends again.
+        let error = match error.kind() {
+            Kind::PermissionDenied if head.headers.contains_key(headers::REFRESH_TOKEN) => {
+                let (code, msg) = error.platform().map_or((status_code, ""), |said| (said.code, said.msg.as_str()));
+                say(Error::new(Kind::Unauthenticated, "token_invalid"), code, msg, logid)
+            }
+            _ => error,
+        };
+
         let now = (self.clock)();
         let error = match headers::retry_after(&head.headers, now) {
             Some(wait) => error.with_retry_after(wait),

@@ -8,6 +8,8 @@ use http::{HeaderMap, HeaderName, header};
 pub(crate) const LOGID: HeaderName = HeaderName::from_static("x-tt-logid");
 /// The same from coze-studio (coze-platform.md §2.1).
 const STUDIO_LOGID: HeaderName = HeaderName::from_static("x-log-id");
+/// The platform's hint that another token is due (R2.3).
+pub(crate) const REFRESH_TOKEN: HeaderName = HeaderName::from_static("x-refresh-token");
 pub(crate) const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 pub(crate) const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 pub(crate) const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");

@@ -330,3 +330,27 @@ async fn hostile_json_is_no_failure_and_no_panic() {
     let error = json(200, r#"{"code":4000,"msg":"token pat_0123456789abcdef"}"#).await.expect_err("4000");
     assert!(!format!("{error} {error:?}").contains("pat_0"), "{error:?}");
 }
+
+#[tokio::test]
+async fn a_refusal_with_the_hint_that_another_token_is_due_is_one_of_the_token() {
+    let body = r#"{"code":4101,"msg":"no permission","detail":{"logid":"log-1"}}"#;
+    for status in [200, 403] {
+        let hinted = failure(response(status, &[JSON, ("x-refresh-token", "1")], body)).await;
+        assert_eq!(essence(&hinted), (Kind::Unauthenticated, "token_invalid", Retry::Never, Some(4101)));
+        assert_eq!(hinted.message(), "no permission");
+        assert_eq!(failure(response(status, &[JSON], body)).await.kind(), Kind::PermissionDenied, "without it");
+    }
+    let bare = failure(response(403, &[("x-refresh-token", "1")], "")).await;
+    assert_eq!(essence(&bare), (Kind::Unauthenticated, "token_invalid", Retry::Never, Some(403)));
+}
+
+#[tokio::test]
+async fn a_failure_that_no_token_cures_keeps_its_kind_beside_the_hint() {
+    for (status, kind) in [(400, Kind::Invalid), (429, Kind::RateLimited), (503, Kind::Unavailable)] {
+        assert_eq!(failure(response(status, &[("x-refresh-token", "1")], "")).await.kind(), kind);
+    }
+    assert!(
+        asked(response(200, &[JSON, ("x-refresh-token", "1")], r#"{"code":0}"#)).await.is_ok(),
+        "no failure at all"
+    );
+}
