@@ -9,6 +9,7 @@ mod jwk;
 mod key;
 mod keys;
 mod object;
+mod places;
 mod revoked;
 
 use std::{

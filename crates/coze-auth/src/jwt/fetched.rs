@@ -24,7 +24,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_sec
 #[derive(Clone, Debug)]
 pub struct FetchedKeys {
     /// `None` if it is the same as before.
-    json: Option<Bytes>,
+    pub(super) json: Option<Bytes>,
     etag: Option<HeaderValue>,
     max_age: Option<Duration>,
 }
@@ -45,7 +45,7 @@ impl FetchedKeys {
         let json = match status {
             StatusCode::OK => Some(body.into()),
             StatusCode::NOT_MODIFIED => None,
-            _ => return Err(unavailable().with_message(format!("the status of the key set is {}", status.as_u16()))),
+            _ => return Err(unavailable().with_source(format!("the status of the key set is {}", status.as_u16()))),
         };
         Ok(Self { json, etag: headers.get(ETAG).cloned(), max_age: max_age(headers) })
     }
@@ -73,27 +73,30 @@ type Fetching = Pin<Box<dyn Future<Output = Result<FetchedKeys, Error>> + Send>>
 /// there are stay valid, and the next tries come after twice the pause of the last one, from 30 seconds up to the interval.
 ///
 /// ```
+/// use bytes::Bytes;
 /// use coze_auth::{FetchedKeys, Issuer, JwtKeys, KeyFetch};
+/// use coze_core::Error;
+/// use http_body_util::Full;
+/// use hyper_util::client::legacy::{Client, connect::Connect};
 /// # use http::Response;
-/// # use bytes::Bytes;
 ///
-/// let fetch = KeyFetch::new(|etag| async move {
-///     // Here with the HTTP client of your choice: GET, `If-None-Match` if there is an etag, TLS, and a cap on the body.
+/// // Any HTTP client that is a Tower service: here hyper's, over a connector that knows TLS.
+/// fn issuer<C: Connect + Clone + Send + Sync + 'static>(client: Client<C, Full<Bytes>>) -> Result<Issuer, Error> {
+///     let keys = JwtKeys::fetched(KeyFetch::url("https://issuer.example/jwks", client)?);
+///     Ok(Issuer::new("https://issuer.example", keys))
+/// }
+///
+/// let from_a_file = JwtKeys::fetched(KeyFetch::file("/etc/keys.json"));
+///
+/// // And any other way: one GET, with `If-None-Match` if there is an etag, over TLS, with a cap on the body.
+/// let another_way = JwtKeys::fetched(KeyFetch::new(|etag| async move {
 ///     let (head, body) = get("https://issuer.example/jwks", etag).await?.into_parts();
 ///     FetchedKeys::answered(head.status, &head.headers, body)
-/// });
-/// let issuer = Issuer::new("https://issuer.example", JwtKeys::fetched(fetch));
-///
-/// let file = KeyFetch::new(|_| async {
-///     let json = std::fs::read("/etc/keys.json").map_err(|error| {
-///         coze_core::Error::new(coze_core::Kind::Unavailable, "keys_unavailable").with_source(error)
-///     })?;
-///     Ok(FetchedKeys::new(json))
-/// });
-/// # async fn get(_: &str, _: Option<http::HeaderValue>) -> Result<Response<Bytes>, coze_core::Error> {
+/// }));
+/// # async fn get(_: &str, _: Option<http::HeaderValue>) -> Result<Response<Bytes>, Error> {
 /// #     Ok(Response::default())
 /// # }
-/// # let _ = (issuer, file);
+/// # let _ = (from_a_file, another_way);
 /// ```
 #[derive(Clone)]
 pub struct KeyFetch {
@@ -153,10 +156,10 @@ impl KeyFetch {
         let abort = fetch.abort_handle();
         match timeout(self.timeout, fetch).await {
             Ok(Ok(fetched)) => fetched,
-            Ok(Err(_)) => Err(unavailable()),
+            Ok(Err(error)) => Err(unavailable().with_source(error)),
             Err(_) => {
                 abort.abort();
-                Err(unavailable())
+                Err(unavailable().with_source(format!("they did not come within {:?}", self.timeout)))
             }
         }
     }
@@ -172,11 +175,11 @@ impl fmt::Debug for KeyFetch {
     }
 }
 
-/// The fetches that are over, and whether the last one failed.
-#[derive(Clone, Copy, Debug, Default)]
+/// The fetches that are over, and why the last one failed.
+#[derive(Debug, Default)]
 struct Rounds {
     over: u64,
-    is_failure: bool,
+    failure: Option<Arc<Error>>,
 }
 
 /// What asks for fetches. The task that makes them ends with it.
@@ -239,9 +242,12 @@ impl Remote {
 
     /// Why a key is not there.
     pub(super) fn absent(&self) -> Option<Error> {
-        let rounds = *self.rounds.borrow();
-        let wait = self.fetch.cooldown;
-        (rounds.is_failure || rounds.over == 0).then(|| unavailable().with_retry_after(wait))
+        let absent = || unavailable().with_retry_after(self.fetch.cooldown);
+        let rounds = self.rounds.borrow();
+        match &rounds.failure {
+            Some(error) => Some(absent().with_source(error.clone())),
+            None => (rounds.over == 0).then(absent),
+        }
     }
 }
 
@@ -271,12 +277,13 @@ async fn keep(
             }
             Ok(true)
         });
-        failures = match outcome {
+        let failure = match outcome {
             Ok(false) => return,
-            Ok(true) => 0,
-            Err(_) => failures.saturating_add(1),
+            Ok(true) => None,
+            Err(error) => Some(Arc::new(error)),
         };
-        done.send_modify(|rounds| *rounds = Rounds { over: rounds.over + 1, is_failure: failures > 0 });
+        failures = if failure.is_some() { failures.saturating_add(1) } else { 0 };
+        done.send_modify(|rounds| *rounds = Rounds { over: rounds.over + 1, failure });
         tokio::select! {
             wish = wished.changed() => if wish.is_err() { return },
             () = sleep(fetch.pause(max_age, failures, fastrand::f64())) => {}
@@ -284,7 +291,7 @@ async fn keep(
     }
 }
 
-fn unavailable() -> Error {
+pub(super) fn unavailable() -> Error {
     Error::new(Kind::Unavailable, "keys_unavailable")
         .with_message("the keys of the token's issuer cannot be had now")
         .with_retry(coze_core::Retry::Safe)

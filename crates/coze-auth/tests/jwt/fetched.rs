@@ -53,8 +53,7 @@ impl Endpoint {
             None => {}
         }
         let names = self.names.lock().expect("not poisoned").clone();
-        let key = |name| format!(r#"{{"kty":"oct","alg":"HS256","kid":"{name}","k":"{}"}}"#, base64url(SECRET));
-        let json = format!(r#"{{"keys":[{}]}}"#, names.iter().map(key).collect::<Vec<_>>().join(","));
+        let json = set(&names);
         let tag = HeaderValue::from_str(&format!("\"{}\"", names.join("-"))).expect("valid");
         let mut headers = HeaderMap::from_iter([(header::ETAG, tag.clone())]);
         if let Some(age) = *self.max_age.lock().expect("not poisoned") {
@@ -75,7 +74,14 @@ fn setup(names: &[&'static str]) -> (Jwt, Arc<Endpoint>) {
     (jwt(Issuer::new(ISSUER, keys)), endpoint)
 }
 
-fn signed(kid: &str) -> String {
+/// A key set of keys of these names.
+pub(crate) fn set(names: &[&str]) -> String {
+    let key = |name| format!(r#"{{"kty":"oct","alg":"HS256","kid":"{name}","k":"{}"}}"#, base64url(SECRET));
+    format!(r#"{{"keys":[{}]}}"#, names.iter().map(key).collect::<Vec<_>>().join(","))
+}
+
+/// A token that the key of this name verifies.
+pub(crate) fn signed(kid: &str) -> String {
     let claims = format!(r#"{{"iss":"{ISSUER}","sub":"a","exp":{}}}"#, NOW + 3600);
     raw(&format!(r#"{{"alg":"HS256","kid":"{kid}"}}"#), &claims, Algorithm::Hs256)
 }

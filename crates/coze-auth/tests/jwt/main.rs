@@ -6,8 +6,10 @@ mod claims;
 mod fetched;
 mod hostile;
 mod keys;
+mod places;
 mod rfc;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod token;
 mod wycheproof;
