@@ -1,67 +1,116 @@
 use std::{
+    fmt,
     future::Future,
     pin::Pin,
     task::{Context as Task, Poll, ready},
 };
 
-use coze_core::{BoxError, Error};
-use http::Response;
+use coze_core::{BoxError, Context, Error};
+use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
+use tower_service::Service;
 
-use crate::ResponseBody;
+use crate::{Policy, ResponseBody};
 
 pin_project! {
     /// The answer of the inner service, whose body then holds the permit; or the refusal.
     ///
     /// Dropping it gives the permit back.
     #[must_use = "futures do nothing unless polled"]
-    #[derive(Debug)]
-    pub struct ResponseFuture<F, T> {
+    pub struct ResponseFuture<S, P, B>
+    where
+        S: Service<Request<B>>,
+        P: Policy,
+    {
         #[pin]
-        state: State<F, T>,
+        state: State<S::Future, P::Future, P::Permit, (S, Request<B>)>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    #[derive(Debug)]
-    enum State<F, T> {
+    enum State<F, D, T, W> {
+        // What waits is boxed, so that those who do not wait are not as large.
+        Deciding { #[pin] decision: D, waiting: Option<Box<W>> },
         // The future comes first, so that its work has ended when the permit is given back.
         Called { #[pin] future: F, permit: Option<T> },
         Refused { error: Option<Error> },
     }
 }
 
-impl<F, T> ResponseFuture<F, T> {
-    pub(crate) fn called(future: F, permit: T) -> Self {
+impl<S, P, B> ResponseFuture<S, P, B>
+where
+    S: Service<Request<B>>,
+    P: Policy,
+{
+    pub(crate) fn deciding(decision: P::Future, inner: S, request: Request<B>) -> Self {
+        Self { state: State::Deciding { decision, waiting: Some(Box::new((inner, request))) } }
+    }
+
+    pub(crate) fn called(future: S::Future, permit: P::Permit) -> Self {
         Self { state: State::Called { future, permit: Some(permit) } }
     }
 
-    pub(crate) fn refused(error: Error) -> Self {
+    pub(crate) fn refused(error: Error, context: &Context) -> Self {
+        context.limit.get_or_init(|| error.limit().map_or(error.reason(), |limit| limit.name));
         Self { state: State::Refused { error: Some(error) } }
     }
 }
 
-impl<F, T, B, E> Future for ResponseFuture<F, T>
+impl<S, P, B, R> Future for ResponseFuture<S, P, B>
 where
-    F: Future<Output = Result<Response<B>, E>>,
-    B: Body,
-    E: Into<BoxError>,
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Error: Into<BoxError>,
+    P: Policy,
+    R: Body,
 {
-    type Output = Result<Response<ResponseBody<B, T>>, BoxError>;
+    type Output = Result<Response<ResponseBody<R, P::Permit>>, BoxError>;
 
-    fn poll(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
-        match self.project().state.project() {
-            StateProj::Called { future, permit } => {
-                let answer = ready!(future.poll(task));
-                let permit = permit.take();
-                Poll::Ready(answer.map(|r| r.map(|body| ResponseBody::new(body, permit))).map_err(Into::into))
-            }
-            StateProj::Refused { error } => {
-                let error = error.take().expect("a future is not polled after it is ready");
-                Poll::Ready(Err(error.into()))
+    fn poll(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
+        loop {
+            let mut this = self.as_mut().project();
+            match this.state.as_mut().project() {
+                StateProj::Deciding { decision, waiting } => {
+                    let decided = ready!(decision.poll(task));
+                    let waiting = waiting.take().expect("a decision is made once");
+                    let (mut inner, mut request) = *waiting;
+                    let context = Context::of(request.extensions_mut());
+                    let next = match decided {
+                        Ok(permit) => {
+                            context.limit.get_or_init(|| "ok");
+                            Self::called(inner.call(request), permit)
+                        }
+                        Err(error) => Self::refused(error, &context),
+                    };
+                    self.set(next);
+                }
+                StateProj::Called { future, permit } => {
+                    let answer = ready!(future.poll(task));
+                    let permit = permit.take();
+                    return Poll::Ready(
+                        answer.map(|r| r.map(|body| ResponseBody::new(body, permit))).map_err(Into::into),
+                    );
+                }
+                StateProj::Refused { error } => {
+                    let error = error.take().expect("a future is not polled after it is ready");
+                    return Poll::Ready(Err(error.into()));
+                }
             }
         }
+    }
+}
+
+impl<S, P, B> fmt::Debug for ResponseFuture<S, P, B>
+where
+    S: Service<Request<B>>,
+    P: Policy,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.state {
+            State::Deciding { .. } => "ResponseFuture::Deciding",
+            State::Called { .. } => "ResponseFuture::Called",
+            State::Refused { .. } => "ResponseFuture::Refused",
+        })
     }
 }

@@ -20,6 +20,6 @@ pub use layer::RateLimitLayer;
 pub use level::Level;
 pub use limits::Limits;
 pub use permit::Permit;
-pub use policy::Policy;
+pub use policy::{Decision, Policy};
 pub use quota::{Quota, Rate};
 pub use service::RateLimit;

@@ -1,4 +1,5 @@
 use std::{
+    future::Pending,
     num::NonZeroU32,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
@@ -8,7 +9,7 @@ use coze_core::{Context, Error, Kind, Limit};
 use http::request::Parts;
 
 use crate::{
-    Level, Permit, Policy, Quota, Rate,
+    Decision, Level, Permit, Policy, Quota, Rate,
     cells::{Cells, Slot},
     level::KeyRef,
 };
@@ -78,6 +79,17 @@ impl Limits {
         self
     }
 
+    /// Decides about a request that came at `now`, without a layer.
+    ///
+    /// # Errors
+    /// [`Kind::RateLimited`] with the reason `rate_limited` or `concurrency_limited`. Where several levels refuse, it is the one
+    /// with the longest wait, the first among equals. [`Error::retry_after`] is the time after which this request is admitted if
+    /// nobody else comes, never zero; for concurrency it is one second, because nobody knows.
+    pub fn check(&self, parts: &Parts, context: &Context, now: Instant) -> Result<Permit, Error> {
+        let now = self.nanos(now);
+        involve(&self.inner.gates, parts, context, now, None).map_err(Refusal::into)
+    }
+
     /// Nanoseconds since the beginning; zero for a time before it.
     fn nanos(&self, now: Instant) -> u64 {
         let beginning = *self.inner.beginning.get_or_init(|| now);
@@ -87,14 +99,10 @@ impl Limits {
 
 impl Policy for Limits {
     type Permit = Permit;
+    type Future = Pending<Result<Permit, Error>>;
 
-    /// # Errors
-    /// [`Kind::RateLimited`] with the reason `rate_limited` or `concurrency_limited`. Where several levels refuse, it is the one
-    /// with the longest wait, the first among equals. [`Error::retry_after`] is the time after which this request is admitted if
-    /// nobody else comes, never zero; for concurrency it is one second, because nobody knows.
-    fn check(&self, parts: &Parts, context: &Context, now: Instant) -> Result<Permit, Error> {
-        let now = self.nanos(now);
-        involve(&self.inner.gates, parts, context, now, None).map_err(Refusal::into)
+    fn decide(&self, parts: &Parts, context: &Context, now: Instant) -> Decision<Permit, Self::Future> {
+        Decision::Now(self.check(parts, context, now))
     }
 }
 

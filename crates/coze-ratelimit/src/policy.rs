@@ -1,11 +1,14 @@
-use std::time::Instant;
+use std::{
+    future::{Future, Pending},
+    time::Instant,
+};
 
 use coze_core::{Context, Error};
 use http::request::Parts;
 
 /// Decides whether there is room for a request.
 ///
-/// It decides at once: it never waits. A closure is a policy:
+/// A closure that decides at once is a policy:
 ///
 /// ```
 /// use std::{sync::Arc, time::Instant};
@@ -25,12 +28,20 @@ pub trait Policy {
     /// What an admitted request holds until its response body ends, fails or is dropped, or the request itself fails or is
     /// dropped. Dropping it gives back what was taken; `()` where nothing is held.
     type Permit;
+    /// A decision that has to wait, for an answer of somebody else.
+    type Future: Future<Output = Result<Self::Permit, Error>>;
 
-    /// Looks at one request that came at `now`, before it goes further.
-    ///
-    /// # Errors
-    /// The refusal: the request then does not reach the inner service.
-    fn check(&self, parts: &Parts, context: &Context, now: Instant) -> Result<Self::Permit, Error>;
+    /// Looks at one request that came at `now`, before it goes further. A refused one does not reach the inner service.
+    fn decide(&self, parts: &Parts, context: &Context, now: Instant) -> Decision<Self::Permit, Self::Future>;
+}
+
+/// An answer that is there already, or a future of it. Only the latter costs a clone of the inner service and an allocation.
+#[derive(Debug)]
+pub enum Decision<T, F> {
+    /// The answer.
+    Now(Result<T, Error>),
+    /// The answer has to be waited for.
+    Later(F),
 }
 
 impl<F, T> Policy for F
@@ -38,8 +49,9 @@ where
     F: Fn(&Parts, &Context, Instant) -> Result<T, Error>,
 {
     type Permit = T;
+    type Future = Pending<Result<T, Error>>;
 
-    fn check(&self, parts: &Parts, context: &Context, now: Instant) -> Result<T, Error> {
-        self(parts, context, now)
+    fn decide(&self, parts: &Parts, context: &Context, now: Instant) -> Decision<T, Self::Future> {
+        Decision::Now(self(parts, context, now))
     }
 }

@@ -1,4 +1,7 @@
-use std::task::{Context as Task, Poll};
+use std::{
+    mem,
+    task::{Context as Task, Poll},
+};
 
 use coze_core::{BoxError, Context};
 use http::{Request, Response};
@@ -6,9 +9,11 @@ use http_body::Body;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use crate::{Policy, ResponseBody, ResponseFuture};
+use crate::{Decision, Policy, ResponseBody, ResponseFuture};
 
 /// A service that asks its policy whether there is room for a request, and lets through what the policy admits.
+///
+/// While a policy waits for somebody else's answer, the request holds what `poll_ready` reserved of the inner service.
 #[derive(Clone, Debug)]
 pub struct RateLimit<S, P> {
     inner: S,
@@ -24,14 +29,14 @@ impl<S, P> RateLimit<S, P> {
 
 impl<S, P, B, R> Service<Request<B>> for RateLimit<S, P>
 where
-    S: Service<Request<B>, Response = Response<R>>,
+    S: Service<Request<B>, Response = Response<R>> + Clone,
     S::Error: Into<BoxError>,
     P: Policy,
     R: Body,
 {
     type Response = Response<ResponseBody<R, P::Permit>>;
     type Error = BoxError;
-    type Future = ResponseFuture<S::Future, P::Permit>;
+    type Future = ResponseFuture<S, P, B>;
 
     /// Forwards: whose quota a request takes is known only in `call`.
     fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), BoxError>> {
@@ -41,14 +46,17 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
         let context = Context::of(&mut parts.extensions);
-        match self.policy.check(&parts, &context, Instant::now().into_std()) {
-            Ok(permit) => {
+        match self.policy.decide(&parts, &context, Instant::now().into_std()) {
+            Decision::Now(Ok(permit)) => {
                 context.limit.get_or_init(|| "ok");
                 ResponseFuture::called(self.inner.call(Request::from_parts(parts, body)), permit)
             }
-            Err(error) => {
-                context.limit.get_or_init(|| error.limit().map_or(error.reason(), |limit| limit.name));
-                ResponseFuture::refused(error)
+            Decision::Now(Err(error)) => ResponseFuture::refused(error, &context),
+            Decision::Later(decision) => {
+                // The service that is ready goes with the request, the clone, which is not, stays.
+                let clone = self.inner.clone();
+                let ready = mem::replace(&mut self.inner, clone);
+                ResponseFuture::deciding(decision, ready, Request::from_parts(parts, body))
             }
         }
     }

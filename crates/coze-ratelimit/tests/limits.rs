@@ -9,7 +9,7 @@ use std::{
 };
 
 use coze_core::{BotId, Context, Error, Kind, Limit, Retry, TenantId, UserId};
-use coze_ratelimit::{Level, Limits, Permit, Policy, Quota, Rate};
+use coze_ratelimit::{Level, Limits, Permit, Quota, Rate};
 use http::{HeaderValue, Request, request::Parts};
 use proptest::prelude::*;
 use tokio::time::Instant as Clock;

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    future::Pending,
     num::NonZeroU32,
     pin::Pin,
     sync::{
@@ -15,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use coze_core::{BotId, BoxError, Context, Error, Kind, UserId};
-use coze_ratelimit::{Level, Limits, Policy, Quota, Rate, RateLimit, RateLimitLayer, ResponseBody};
+use coze_ratelimit::{Decision, Level, Limits, Policy, Quota, Rate, RateLimit, RateLimitLayer, ResponseBody};
 use http::{HeaderMap, Request, Response, request::Parts};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
@@ -86,10 +87,11 @@ impl Counted {
 
 impl Policy for Counted {
     type Permit = Held;
+    type Future = Pending<Result<Held, Error>>;
 
-    fn check(&self, _: &Parts, _: &Context, _: Instant) -> Result<Held, Error> {
+    fn decide(&self, _: &Parts, _: &Context, _: Instant) -> Decision<Held, Self::Future> {
         self.0[0].fetch_add(1, Ordering::SeqCst);
-        Ok(Held(self.clone()))
+        Decision::Now(Ok(Held(self.clone())))
     }
 }
 

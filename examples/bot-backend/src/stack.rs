@@ -8,7 +8,7 @@ use coze_auth::{AuthLayer, Bearer, Callback, Key, TokenSource, Webhook, WebhookK
 use coze_core::{BotId, Context, Error, TenantId};
 use coze_errmap::{Classifier, ErrMapLayer, Responder};
 use coze_observe::{Inbound, ObserveLayer, Outbound};
-use coze_ratelimit::{Level, Limits, Policy as _, Quota, Rate, RateLimitLayer};
+use coze_ratelimit::{Level, Limits, Quota, Rate, RateLimitLayer};
 use coze_retry::{RetryLayer, Standard};
 use coze_tenant::{Propagate, Registry, TenantLayer};
 use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
@@ -135,7 +135,7 @@ fn tenants(config: &Config) -> Registry {
 /// The platform's three limits. A bot with limits of its own shares those that are not its own with the others.
 fn limits(
     config: &Config,
-) -> impl coze_ratelimit::Policy<Permit = coze_ratelimit::Permit> + Clone + Send + Sync + 'static {
+) -> impl coze_ratelimit::Policy<Permit = coze_ratelimit::Permit, Future: Send> + Clone + Send + Sync + 'static {
     let concurrency = |limit| Level::per_bot("bot", Quota::Concurrency(limit));
     // At least a second apart for one a second.
     let user = |limit| Level::per_user("user", Rate::per_second(limit).burst(limit));
