@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, routing};
-use coze_auth::Static;
-use coze_core::{Error, Kind};
+use coze_auth::{PerTenant, Renewing, Static};
+use coze_core::{Error, Kind, TenantId};
 use http::{HeaderValue, Response, header};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::time::timeout;
@@ -91,7 +91,16 @@ impl Backend {
 fn answerer(config: &Config) -> Result<Answerer, Error> {
     let platform = match (&config.platform.token, &config.platform.service_account) {
         (Some(token), _) => stack::platform(config, Static::new(token.expose())?)?,
-        (None, Some(account)) => stack::platform(config, service_account::tokens(&config.platform, account)?)?,
+        (None, Some(account)) => {
+            let per_tenant = account.session_per_tenant;
+            let account = service_account::open(&config.platform, account)?;
+            if per_tenant {
+                let of = move |tenant: &TenantId| Ok(Renewing::new(account.clone().session_name(tenant.as_str())));
+                stack::platform(config, PerTenant::new(of))?
+            } else {
+                stack::platform(config, Renewing::new(account))?
+            }
+        }
         (None, None) => {
             return Err(Error::new(Kind::Precondition, "no_credentials").with_message(
                 "nothing to authenticate to the platform with: set platform.token or platform.service_account, \

@@ -118,6 +118,10 @@ pub struct ServiceAccount {
     pub key_id: String,
     /// The RSA private key: a PEM file, PKCS#8 or PKCS#1.
     pub private_key_file: PathBuf,
+    /// Does each tenant have tokens of its own, so that on the platform no tenant's calls see another one's conversations
+    /// (coze-platform.md §1.10)? Default: yes.
+    #[serde(default = "yes")]
+    pub session_per_tenant: bool,
 }
 
 /// Where conversations and sessions are kept.

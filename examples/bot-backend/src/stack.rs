@@ -4,7 +4,7 @@ use std::{any::Any, collections::HashMap, convert::Infallible, sync::Arc};
 
 use axum::{Router, body::Body, routing};
 use bytes::Bytes;
-use coze_auth::{AuthLayer, Bearer, Callback, Key, TokenSource, Webhook, WebhookKeys};
+use coze_auth::{AuthLayer, Bearer, Callback, Key, TokenSource, TokenSources, Webhook, WebhookKeys};
 use coze_core::{BotId, Context, Error, TenantId};
 use coze_errmap::{Classifier, ErrMapLayer, Responder};
 use coze_observe::{Inbound, ObserveLayer, Outbound};
@@ -79,14 +79,13 @@ pub(crate) fn routes(config: &Config, app: &Arc<App>) -> Result<Router, Error> {
         .fallback_service(other(StatusCode::NOT_FOUND, None)))
 }
 
-/// A client of the platform whose calls bear tokens of `source`.
+/// A client of the platform whose calls bear tokens of these sources.
 ///
 /// # Errors
 /// When the configuration holds what a layer refuses.
-pub(crate) fn platform<T>(config: &Config, source: T) -> Result<Platform, Error>
+pub(crate) fn platform<T>(config: &Config, sources: T) -> Result<Platform, Error>
 where
-    T: TokenSource + Clone + Send + Sync + 'static,
-    T::Future: Send + 'static,
+    T: TokenSources<Source: TokenSource<Future: Send + 'static> + Send + 'static> + Clone + Send + Sync + 'static,
 {
     let routes = ["/v3/chat", "/v3/chat/retrieve", "/v3/chat/message/list", "/v3/chat/cancel"];
     let stack = ServiceBuilder::new()
@@ -94,7 +93,7 @@ where
         .layer(TenantLayer::new(Propagate::new()))
         .layer(RetryLayer::new(Standard::new()))
         .layer(RateLimitLayer::new(Limits::outbound(config.limits.app_qps)))
-        .layer(AuthLayer::new(Bearer::new(source).host(config.platform.url.host())))
+        .layer(AuthLayer::new(Bearer::new(sources).host(config.platform.url.host())))
         .layer(ErrMapLayer::new(Classifier::new()))
         .service(transport::transport(config.platform.connect_timeout, config.platform.silence_timeout));
     Ok(Platform::new(config.platform.url.clone(), stack))

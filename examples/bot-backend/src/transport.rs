@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use coze_auth::Endpoint;
 use coze_core::{BoxError, Error, Kind, Retry};
 use http::{Request, Response};
 use http_body::Body;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
@@ -13,10 +15,30 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use tokio::time::timeout;
+use tower::util::BoxCloneSyncService;
 use tower_service::Service;
+
+use crate::config::Platform;
 
 /// Connections that wait for the next call, per host, and how long.
 const POOL: (usize, Duration) = (32, Duration::from_secs(60));
+
+/// The way to what is asked seldom: for tokens and keys.
+pub(crate) type Transport = BoxCloneSyncService<Request<Full<Bytes>>, Response<Incoming>, Error>;
+
+/// Where the platform gives out tokens.
+///
+/// # Errors
+/// When the platform's address is none.
+pub(crate) fn endpoint(platform: &Platform) -> Result<Endpoint<Transport>, Error> {
+    let base = platform.url.join("/").map_err(|e| Error::new(Kind::Internal, "platform_url").with_source(e))?;
+    Endpoint::new(&base.to_string(), seldom(platform))
+}
+
+/// A way that shares no connections with the platform's calls.
+pub(crate) fn seldom(platform: &Platform) -> Transport {
+    BoxCloneSyncService::new(transport(platform.connect_timeout, platform.silence_timeout))
+}
 
 /// A service that sends requests to the host they name. It knows `http` and `https`, HTTP/1.1 and HTTP/2.
 ///

@@ -61,10 +61,10 @@ const MESSAGES: &[Step] = &[
         ["200 \"Acme: hi\"", "token, acme: chat"],
         |world| Box::pin(messages::to_acme(world))),
     step(["polled answer", "to hooli"],
-        ["200 \"Hooli: hi\"", "hooli: chat, look, list"],
+        ["200 \"Hooli: hi\"", "token, hooli: chat, look, list"],
         |world| Box::pin(messages::to_hooli(world))),
     step(["event stream", "to initech, streamed"],
-        ["200 stream \"Initech: hi\"", "initech: chat"],
+        ["200 stream \"Initech: hi\"", "token, initech: chat"],
         |world| Box::pin(messages::to_initech(world))),
     step(["duplicate message", "to initech, twice"],
         ["200 \"Initech: hi\" twice", "initech: chat"],
@@ -140,7 +140,7 @@ const TROUBLE: &[Step] = &[
 #[rustfmt::skip]
 const STOPPING: &[Step] = &[
     step(["cancelled caller", "to hooli, hangs up"],
-        ["cancelled, 0 in flight", "hooli: chat, look dropped, cancel"],
+        ["cancelled, 0 in flight", "token, hooli: chat 4100→ok, look dropped, cancel"],
         |world| Box::pin(stopping::cancelled(world))),
     step(["drained shutdown", "to acme, then stop"],
         ["200 \"Acme: hi\", a new bot knows it, the old takes no more", "acme: chat"],

@@ -34,7 +34,7 @@ impl Table {
         format!(
             "The bot is {bot}, the simulated platform {platform}, their data in a temporary folder.\n\
              Calls to the platform: chat begins an answer, look asks whether it is there, list reads it, cancel ends it,\n\
-             token is for all of them. 429→ok: asked twice. ×2: two times. dropped: nobody waited for it any more.\n\n{}",
+             token is for one tenant. 429→ok: asked twice. ×2: two times. dropped: nobody waited for it any more.\n\n{}",
             self.dim(&names)
         )
     }

@@ -70,6 +70,7 @@ impl World {
             client_id: app.client_id.clone(),
             key_id: app.keys.first().map(|(id, _)| id.clone()).unwrap_or_default(),
             private_key_file: key_file,
+            session_per_tenant: true,
         };
         let sim = Sim::start(platform(app)).await?;
 
@@ -170,7 +171,7 @@ impl World {
         for (route, name) in ROUTES {
             let asked: Vec<_> = requests.iter().filter(|request| request.path == route).collect();
             let Some(first) = asked.first() else { continue };
-            // Tokens are for all of them.
+            // A request for a token names no tenant, but the calls that follow do.
             let tenant = first.tenant.as_deref().filter(|tenant| of != Some(*tenant));
             let prefix = tenant.map(|tenant| format!("{tenant}: ")).unwrap_or_default();
             of = first.tenant.as_deref().or(of);

@@ -1,5 +1,7 @@
 //! How the bot authenticates to the platform.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bot_backend::{Backend, config::ServiceAccount};
 use coze_sim::{App, Config, FaultKind};
 use tempfile::TempDir;
@@ -7,12 +9,13 @@ use tempfile::TempDir;
 use crate::support::{BOT, POLLING, World, config};
 
 /// A world in which the bot has a service account, and the folder its key is in.
-async fn service_account() -> (World, TempDir) {
+async fn service_account(session_per_tenant: bool) -> (World, TempDir) {
     let (app, private_key) = App::with_key("10000000000000000000000000000009.app.coze").expect("a key");
     let folder = TempDir::new().expect("a folder");
     let private_key_file = folder.path().join("key.pem");
     std::fs::write(&private_key_file, private_key).expect("written");
-    let account = ServiceAccount { client_id: app.client_id.clone(), key_id: app.keys[0].0.clone(), private_key_file };
+    let (client_id, key_id) = (app.client_id.clone(), app.keys[0].0.clone());
+    let account = ServiceAccount { client_id, key_id, private_key_file, session_per_tenant };
     let platform = Config { apps: vec![app], tokens: Vec::new(), ..Config::default() };
     let world = World::with(platform, |config| {
         config.platform.token = None;
@@ -23,16 +26,40 @@ async fn service_account() -> (World, TempDir) {
 }
 
 #[tokio::test]
-async fn a_service_account_gets_one_token_for_all_who_ask_at_once() {
-    let (world, _key) = service_account().await;
+async fn a_service_account_without_sessions_gets_one_token_for_all_who_ask_at_once() {
+    let (world, _key) = service_account(false).await;
     let (one, two) = tokio::join!(world.send(BOT, "one"), world.send(POLLING, "two"));
     assert_eq!((one.status.as_u16(), two.status.as_u16()), (200, 200), "{} {}", one.text(), two.text());
     assert_eq!(world.sim.counts().tokens_issued, 1);
 }
 
 #[tokio::test]
+async fn each_tenants_calls_bear_its_own_token() {
+    let (world, _key) = service_account(true).await;
+    for round in 0..3 {
+        let send = |bot| world.send(bot, "hello");
+        let answers = tokio::join!(send(BOT), send(POLLING), send(BOT), send(POLLING), send(BOT), send(POLLING));
+        for answer in <[_; 6]>::from(answers) {
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+        assert_eq!(world.sim.counts().tokens_issued, 2 * (round + 1), "one for each tenant");
+        world.sim.expire_tokens();
+    }
+    let mut tokens: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for request in world.sim.requests() {
+        // Requests for tokens bear assertions.
+        if let Some(tenant) = request.tenant {
+            tokens.entry(tenant).or_default().extend(request.token);
+        }
+    }
+    assert_eq!(tokens.keys().collect::<Vec<_>>(), ["acme", "other"]);
+    assert!(tokens["acme"].is_disjoint(&tokens["other"]), "{tokens:?}");
+    assert_eq!((tokens["acme"].len(), tokens["other"].len()), (3, 3));
+}
+
+#[tokio::test]
 async fn a_token_that_expired_is_renewed_once_and_the_message_answered() {
-    let (world, _key) = service_account().await;
+    let (world, _key) = service_account(true).await;
     assert_eq!(world.send(BOT, "one").await.status, 200);
     world.fault("/v3/chat", FaultKind::ExpireTokens);
     let answer = world.send(BOT, "two").await;
@@ -43,7 +70,7 @@ async fn a_token_that_expired_is_renewed_once_and_the_message_answered() {
 
 #[tokio::test]
 async fn a_token_endpoint_that_refuses_is_not_the_callers_fault() {
-    let (world, _key) = service_account().await;
+    let (world, _key) = service_account(true).await;
     let refusal = FaultKind::Status {
         status: 401,
         body: Some(serde_json::json!({ "error_code": "invalid_client", "error_message": "who?" })),
@@ -73,7 +100,8 @@ async fn without_credentials_it_does_not_start() {
     assert!(error.to_string().contains("BOT_PLATFORM_TOKEN"), "{error}");
 
     let private_key_file = world.folder.path().join("no.pem");
-    let mut account = ServiceAccount { client_id: "c".into(), key_id: "k".into(), private_key_file };
+    let mut account =
+        ServiceAccount { client_id: "c".into(), key_id: "k".into(), private_key_file, session_per_tenant: true };
     config.platform.service_account = Some(account.clone());
     let error = Backend::start(&config, false).await.expect_err("no file").to_string();
     assert!(error.ends_with("no.pem cannot be read"), "{error}");
