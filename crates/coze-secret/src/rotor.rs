@@ -79,6 +79,7 @@ impl<T> Rotor<T> {
         let last = self.versions.load_full();
         if last.previous.is_some() {
             self.store(Versions { previous: None, ..Versions::clone(&last) });
+            self.changes.send_replace(last.number);
         }
     }
 
@@ -94,6 +95,7 @@ impl<T> Rotor<T> {
             Health::Stale(reason) | Health::Expired(reason) => reason,
         };
         self.store(Versions { current: None, previous: None, health: Health::Expired(reason), number: last.number });
+        self.changes.send_replace(last.number);
         tracing::error!(secret = self.name, reason, "the lease of a secret is over");
     }
 
@@ -103,6 +105,7 @@ impl<T> Rotor<T> {
         self.retire = None;
         let number = self.versions.load().number;
         self.store(Versions { current: None, previous: None, number, health: Health::Expired(why.reason()) });
+        self.changes.send_replace(number);
     }
 
     /// Says that nobody looks for new versions any more, if there is somebody to tell and something left.

@@ -14,12 +14,15 @@ use crate::{Health, Rotor, SecretBytes, Versions};
 /// `T` is what rotates as one: bytes, or several values that belong together, such as a user and its password.
 pub struct Secret<T = SecretBytes> {
     versions: Arc<ArcSwap<Versions<T>>>,
+    /// Holds the number of the current version; is written to as well when a version goes.
     changes: watch::Receiver<u64>,
 }
 
 /// Waits for new versions of a [`Secret`].
 pub struct Watch<T = SecretBytes> {
     secret: Secret<T>,
+    /// The number of the last version that was told of.
+    seen: u64,
 }
 
 impl<T> Secret<T> {
@@ -61,8 +64,8 @@ impl<T> Secret<T> {
     #[must_use]
     pub fn watch(&self) -> Watch<T> {
         let mut secret = self.clone();
-        secret.changes.mark_unchanged();
-        Watch { secret }
+        let seen = *secret.changes.borrow_and_update();
+        Watch { secret, seen }
     }
 }
 
@@ -73,11 +76,25 @@ impl<T> Watch<T> {
     pub async fn changed(&mut self) -> Option<Arc<T>> {
         loop {
             self.secret.changes.changed().await.ok()?;
+            let number = *self.secret.changes.borrow_and_update();
             // A lease that has ended since is no version to change to.
-            if let Ok(current) = self.secret.current() {
+            if let Ok(current) = self.secret.current()
+                && number != self.seen
+            {
+                self.seen = number;
                 return Some(current);
             }
         }
+    }
+
+    /// Waits until another version counts, or one no longer does, and gives all that are accepted then: for whoever prepares
+    /// something from each of them. `None` if nothing can change any more.
+    ///
+    /// Dropping the future loses no change.
+    pub async fn versions(&mut self) -> Option<Versions<T>> {
+        self.secret.changes.changed().await.ok()?;
+        self.seen = *self.secret.changes.borrow_and_update();
+        Some(self.secret.read(Versions::clone))
     }
 }
 

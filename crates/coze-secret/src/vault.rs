@@ -130,6 +130,13 @@ where
     }
 }
 
+/// Reads an answer as everything that Vault may answer, for fuzzing: whatever it is, that makes values or errors.
+#[doc(hidden)]
+pub fn read_answer(answer: &[u8]) {
+    let _ = (wire::granted(answer), wire::renewed(answer), wire::looked_up(answer), wire::credentials(answer));
+    let _ = (wire::leased(answer), wire::fields(answer), wire::version(answer), wire::words(answer));
+}
+
 /// May it work when tried again?
 fn is_passing(error: &Error) -> bool {
     error.retry() != Retry::Never

@@ -48,6 +48,26 @@ async fn a_watch_tells_of_what_comes_after_it_was_made_and_skips_to_the_last() {
     assert!(Secret::fixed(SecretBytes::new("x")).watch().changed().await.is_none());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_watch_tells_when_a_version_no_longer_counts_to_who_asks_for_that() {
+    let (mut rotor, secret) = Secret::rotating("test", SecretBytes::new("1"));
+    let (mut watch, mut current) = (secret.watch(), secret.watch());
+    rotor.publish(SecretBytes::new("2"));
+    assert_eq!(watch.versions().await.expect("a change").iter().count(), 2);
+    assert!(current.changed().await.expect("a version").matches(b"2"));
+    rotor.retire();
+    let versions = watch.versions().await.expect("a change");
+    assert!(versions.iter().count() == 1 && versions.current().expect("there").matches(b"2"));
+    rotor.retire();
+    let long = Duration::from_secs(3600);
+    assert!(timeout(long, watch.versions()).await.is_err(), "there was nothing to take away");
+    assert!(timeout(long, current.changed()).await.is_err(), "that is no new version");
+    rotor.expire();
+    assert_eq!(watch.versions().await.expect("a change").iter().count(), 0);
+    drop(rotor);
+    assert!(watch.versions().await.is_none(), "nothing can change any more");
+}
+
 #[tokio::test]
 async fn a_failing_source_takes_nothing_away_and_shows_in_the_health() {
     let (mut rotor, secret) = Secret::rotating("test", SecretBytes::new("1"));

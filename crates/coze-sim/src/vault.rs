@@ -29,6 +29,7 @@
 
 mod answer;
 mod api;
+mod database;
 mod login;
 mod server;
 mod store;
@@ -43,6 +44,7 @@ use std::{
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 
+pub use database::{Database, RoleChange};
 use store::Store;
 pub use store::{Fault, Lease, LeaseState, Request};
 
@@ -76,6 +78,8 @@ pub struct Config {
     pub lease_max_ttl: Duration,
     /// May the credentials of a database be renewed? Default true.
     pub leases_renewable: bool,
+    /// What makes the roles of the database. Default nothing, and so there are none.
+    pub database: Option<Database>,
 }
 
 impl Default for Config {
@@ -89,6 +93,7 @@ impl Default for Config {
             lease_ttl: hours(1),
             lease_max_ttl: hours(24),
             leases_renewable: true,
+            database: None,
         }
     }
 }
@@ -129,6 +134,11 @@ impl Vault {
         self.store().delete(path);
     }
 
+    /// Forgets all versions of a KV secret, as the deletion of its metadata does: the next version is number 1.
+    pub fn forget(&self, path: &str) {
+        self.store().forget(path);
+    }
+
     /// Makes a token as a login would.
     #[must_use]
     pub fn token(&self) -> String {
@@ -141,6 +151,14 @@ impl Vault {
         let mut store = self.store();
         let answer = store.answer(data.clone());
         store.wrap(&answer, ttl, Instant::now())
+    }
+
+    /// Makes a token that gives a token of a login once.
+    #[must_use]
+    pub fn wrap_token(&self, ttl: Duration) -> String {
+        let (mut store, now) = (self.store(), Instant::now());
+        let answer = login::logged_in(&mut store, now);
+        store.wrap(&answer, ttl, now)
     }
 
     /// Ends a token, and with it its leases.

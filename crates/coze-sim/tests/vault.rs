@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coze_sim::vault::{
-    Config, DATABASE_ROLE, Fault, KUBERNETES_JWT, KUBERNETES_ROLE, LeaseState, ROLE_ID, ROOT_TOKEN, SECRET_ID, Vault,
+    Config, DATABASE_ROLE, Database, Fault, KUBERNETES_JWT, KUBERNETES_ROLE, LeaseState, ROLE_ID, ROOT_TOKEN,
+    RoleChange, SECRET_ID, Vault,
 };
 use http::Request;
 use http_body_util::{BodyExt, Full};
@@ -166,4 +167,30 @@ async fn it_seals_stands_by_and_fails_where_it_is_told_to() {
     assert_eq!([read().await.0, read().await.0, read().await.0], [429, 429, 200]);
     let routes: Vec<_> = vault.requests().into_iter().map(|request| (request.route, request.status)).collect();
     assert_eq!(routes.last(), Some(&("GET secret/data/x".to_owned(), 200)));
+}
+
+#[tokio::test]
+async fn the_database_is_told_of_each_role_before_who_asked_is_answered() {
+    let (told, mut changes) = tokio::sync::mpsc::unbounded_channel();
+    let database = Database::new(move |change| {
+        let told = told.clone();
+        async move {
+            if matches!(&change, RoleChange::Extend { .. }) {
+                return Err("no".to_owned());
+            }
+            told.send(change).map_err(|_| "nobody listens".to_owned())
+        }
+    });
+    let vault = Vault::start(Config { database: Some(database), ..Config::default() }).await.expect("a port");
+    let (_, answer) = send(&vault, &format!("GET database/creds/{DATABASE_ROLE}"), ROOT_TOKEN, Value::Null).await;
+    let text = |name: &str| answer["data"][name].as_str().expect("text").to_owned();
+    let (username, password) = (text("username"), text("password"));
+    let created = RoleChange::Create { username: username.clone(), password, ttl: Duration::from_secs(3600) };
+    assert_eq!(changes.try_recv().expect("told"), created);
+    let lease = json!({ "lease_id": answer["lease_id"] });
+    let refused = send(&vault, "POST sys/leases/renew", ROOT_TOKEN, lease.clone()).await;
+    assert_eq!(errors(&refused), (500, "no"), "what the database refuses, vault does");
+    assert_eq!(send(&vault, "POST sys/leases/revoke", ROOT_TOKEN, lease).await.0, 204);
+    assert_eq!(changes.try_recv().expect("told"), RoleChange::Drop { username });
+    assert!(changes.try_recv().is_err(), "nothing else");
 }

@@ -107,10 +107,10 @@ impl Client {
         let path = PathAndQuery::try_from(format!("/v1/{}", call.path)).map_err(|_| path_refused())?;
         let mut uri = self.uri(self.authority.clone(), path)?;
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.http.request(self.request(&call, uri)?).await.map_err(unreachable)?;
+            let response = self.http.request(self.request(&call, uri.clone())?).await.map_err(unreachable)?;
             let (parts, body) = response.into_parts();
             if let StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT = parts.status {
-                uri = self.redirected(&parts.headers)?;
+                uri = self.redirected(&uri, &parts.headers)?;
                 continue;
             }
             let answer = read(Response::from_parts(parts.clone(), body)).await?;
@@ -143,11 +143,13 @@ impl Client {
     }
 
     /// A standby node names the active one. The token goes there, so never from TLS to no TLS.
-    fn redirected(&self, headers: &HeaderMap) -> Result<Uri, Error> {
+    fn redirected(&self, from: &Uri, headers: &HeaderMap) -> Result<Uri, Error> {
         let uri: Option<Uri> = headers.get(LOCATION).and_then(|value| value.to_str().ok()?.parse().ok());
         let parts = uri.map(Uri::into_parts).unwrap_or_default();
         match (parts.scheme, parts.authority, parts.path_and_query) {
             (Some(scheme), Some(authority), Some(path)) if scheme == self.scheme => self.uri(authority, path),
+            // A proxy may leave out what stays the same (RFC 9110 §10.2.2).
+            (None, None, Some(path)) => self.uri(from.authority().unwrap_or(&self.authority).clone(), path),
             _ => Err(standby("a standby node of vault redirects to nowhere, or away from tls")),
         }
     }

@@ -63,7 +63,7 @@ struct Follower {
     path: String,
     poll: Duration,
     rotor: Rotor<Fields>,
-    version: u64,
+    version: (u64, String),
     /// In a row.
     failures: u32,
 }
@@ -124,6 +124,6 @@ pub(crate) fn ended() -> Error {
     Error::new(Kind::Unavailable, "vault_session_ended").with_message("nobody looks for new versions any more")
 }
 
-async fn read(link: &Link, path: &str) -> Result<(u64, Fields), Error> {
+async fn read(link: &Link, path: &str) -> Result<((u64, String), Fields), Error> {
     wire::version(&link.send(Call::get(path)).await?)
 }

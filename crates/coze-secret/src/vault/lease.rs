@@ -169,6 +169,7 @@ impl Holder {
         match send(&self.link, "sys/leases/renew", &renewal).await.and_then(|answer| wire::leased(&answer)) {
             Ok(leased) => {
                 (self.lease.asked, self.lease.ends) = (asked, asked + leased.life);
+                self.lease.renewable = leased.renewable;
                 self.failures = 0;
                 if leased.life < self.lease.life.mul_f64(0.75) {
                     return self.replace().await;

@@ -11,12 +11,15 @@ const MAX_ASKED: Duration = Duration::from_secs(300);
 const FINAL: Duration = Duration::from_secs(60);
 /// Nothing is looked at less often.
 const MAX_POLL: Duration = Duration::from_secs(86_400);
-/// Whatever lives shorter is not renewed more often.
+/// Nothing is looked at more often.
 const FLOOR: Duration = Duration::from_secs(1);
+/// Nothing is renewed more often; less than the share of the shortest life there is, a second.
+const MIN_RENEWAL: Duration = Duration::from_millis(500);
 
-/// How long after it was given something with this life is renewed: 60 to 75 % of it, at least a second. `random` is in 0..1.
+/// How long after it was given something with this life is renewed: 60 to 75 % of it, at least half a second. `random` is in
+/// 0..1.
 pub(crate) fn renewal(life: Duration, random: f64) -> Duration {
-    life.mul_f64(0.15f64.mul_add(random, 0.6)).max(FLOOR)
+    life.mul_f64(0.15f64.mul_add(random, 0.6)).max(MIN_RENEWAL)
 }
 
 /// The time between two looks: 90 to 110 % of what was asked for. `random` is in 0..1.
@@ -44,7 +47,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_renewal_leaves_a_quarter_of_the_life(seconds in 4_u64..100_000_000, random in 0.0..1.0_f64) {
+        fn a_renewal_leaves_a_quarter_of_the_life(seconds in 1_u64..100_000_000, random in 0.0..1.0_f64) {
             let life = Duration::from_secs(seconds);
             let at = renewal(life, random);
             prop_assert!(at >= life.mul_f64(0.59) && at <= life.mul_f64(0.76), "{at:?}");
@@ -54,7 +57,7 @@ mod tests {
         fn no_time_is_too_short_or_too_long(seconds: u64, failures: u32, asked: u32, random in 0.0..1.0_f64) {
             let time = Duration::from_secs(seconds);
             prop_assert!((FLOOR..=MAX_POLL * 2).contains(&poll(time, random)));
-            prop_assert!(renewal(time / 2, random) >= FLOOR);
+            prop_assert!(renewal(time / 2, random) >= MIN_RENEWAL);
             let error = Error::new(Kind::Unavailable, "x").with_retry_after(Duration::from_secs(asked.into()));
             let wait = pause(failures, &error, random);
             prop_assert!(wait >= BASE / 2 && wait <= MAX_ASKED);

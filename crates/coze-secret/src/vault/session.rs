@@ -227,11 +227,11 @@ impl Keeper {
     async fn renew(&mut self, token: &Token) {
         let (asked, before) = (Instant::now(), token.state());
         let answer = self.link.client.send(Call::post("auth/token/renew-self").token(&token.value)).await;
-        match answer.and_then(|answer| wire::granted(&answer)) {
-            Ok(granted) => {
+        match answer.and_then(|answer| wire::renewed(&answer)) {
+            Ok((life, renewable)) => {
                 // What ends is given no life without end.
-                let life = granted.life.or(before.life.map(|_| Duration::ZERO));
-                let state = State::new(life, granted.renewable, asked);
+                let life = life.or(before.life.map(|_| Duration::ZERO));
+                let state = State::new(life, renewable, asked);
                 // It was given markedly less than before: the end of all renewals is near.
                 if life.zip(before.life).is_some_and(|(life, last)| life < last.mul_f64(0.75)) {
                     token.renewed(State { life: before.life, ..state });

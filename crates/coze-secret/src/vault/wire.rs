@@ -12,6 +12,8 @@ use crate::SecretBytes;
 
 /// Fields of one secret: each takes pages of its own.
 const MAX_FIELDS: usize = 128;
+/// Warnings of one answer that are told.
+const MAX_WARNINGS: usize = 4;
 /// No life is longer: about ten years.
 const MAX_LIFE: u64 = 10 * 366 * 86_400;
 
@@ -44,12 +46,16 @@ struct Envelope<'a> {
     data: Option<&'a RawValue>,
     #[serde(default)]
     auth: Option<Auth>,
+    #[serde(default)]
+    warnings: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
 struct Auth {
-    client_token: Text,
+    client_token: Option<Text>,
+    #[serde(default)]
     lease_duration: u64,
+    #[serde(default)]
     renewable: bool,
 }
 
@@ -63,6 +69,8 @@ struct Version<'a> {
 #[derive(Deserialize)]
 struct Metadata {
     version: u64,
+    #[serde(default)]
+    created_time: String,
 }
 
 #[derive(Deserialize)]
@@ -77,6 +85,8 @@ struct Lookup {
     #[serde(default)]
     expire_time: Option<String>,
     ttl: u64,
+    /// Not there for a token that does not end.
+    #[serde(default)]
     renewable: bool,
 }
 
@@ -106,22 +116,44 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// A login, or the renewal of a token.
+/// A login.
 pub(crate) fn granted(answer: &[u8]) -> Result<Granted, Error> {
-    let auth = parse::<Envelope<'_>>(answer)?.auth.ok_or_else(|| unexpected("has no token"))?;
-    let life = Some(auth.lease_duration).filter(|seconds| *seconds > 0).map(life);
-    Ok(Granted { token: auth.client_token.0, life, renewable: auth.renewable })
+    let auth = auth(answer)?;
+    let (life, renewable) = (auth.life(), auth.renewable);
+    Ok(Granted { token: auth.token()?, life, renewable })
+}
+
+/// The renewal of a token: its life from now on, `None` if it does not end, and whether it may be renewed again.
+pub(crate) fn renewed(answer: &[u8]) -> Result<(Option<Duration>, bool), Error> {
+    let auth = auth(answer)?;
+    Ok((auth.life(), auth.renewable))
+}
+
+fn auth(answer: &[u8]) -> Result<Auth, Error> {
+    envelope(answer)?.auth.ok_or_else(|| unexpected("has no token"))
+}
+
+impl Auth {
+    fn life(&self) -> Option<Duration> {
+        Some(self.lease_duration).filter(|seconds| *seconds > 0).map(life)
+    }
+
+    /// It is empty where a second factor is asked for first.
+    fn token(self) -> Result<SecretBytes, Error> {
+        let token = self.client_token.map(|token| token.0).filter(|token| !token.expose().is_empty());
+        token.ok_or_else(|| unexpected("has no token").with_retry(Retry::Never))
+    }
 }
 
 /// What is left of a token's life, `None` if it does not end, and whether it may be renewed.
 pub(crate) fn looked_up(answer: &[u8]) -> Result<(Option<Duration>, bool), Error> {
-    let lookup: Lookup = parse(data(&parse(answer)?)?.get().as_bytes())?;
-    Ok((lookup.expire_time.map(|_| life(lookup.ttl)), lookup.renewable))
+    let Lookup { expire_time, ttl, renewable } = parse(data(&envelope(answer)?)?.get().as_bytes())?;
+    Ok(((expire_time.is_some() || ttl > 0).then(|| life(ttl)), renewable))
 }
 
 /// Credentials of a database with their lease.
 pub(crate) fn credentials(answer: &[u8]) -> Result<(Leased, Credentials), Error> {
-    let envelope = parse::<Envelope<'_>>(answer)?;
+    let envelope = envelope(answer)?;
     let user: User = parse(data(&envelope)?.get().as_bytes())?;
     let lease = lease(envelope)?;
     if lease.life.is_zero() {
@@ -132,28 +164,49 @@ pub(crate) fn credentials(answer: &[u8]) -> Result<(Leased, Credentials), Error>
 
 /// The renewal of a lease.
 pub(crate) fn leased(answer: &[u8]) -> Result<Leased, Error> {
-    lease(parse(answer)?)
+    lease(envelope(answer)?)
 }
 
-/// The fields of whatever was wrapped.
+/// The fields of whatever was wrapped. Of a login that is its token alone, as `client_token`.
 pub(crate) fn fields(answer: &[u8]) -> Result<Fields, Error> {
-    collect(parse(data(&parse(answer)?)?.get().as_bytes())?)
+    let mut envelope = envelope(answer)?;
+    match envelope.auth.take() {
+        Some(auth) => Ok(Fields(BTreeMap::from([("client_token".to_owned(), auth.token()?)]))),
+        None => collect(parse(data(&envelope)?.get().as_bytes())?),
+    }
 }
 
-/// A KV secret of version 2: the number of the version, and its fields.
-pub(crate) fn version(answer: &[u8]) -> Result<(u64, Fields), Error> {
-    let envelope = parse(answer)?;
+/// A KV secret of version 2: which version it is, and its fields.
+///
+/// The time belongs to the number: who deletes all versions and writes a secret again begins at 1 again.
+pub(crate) fn version(answer: &[u8]) -> Result<((u64, String), Fields), Error> {
+    let envelope = envelope(answer)?;
     let version: Version<'_> = parse(data(&envelope)?.get().as_bytes())?;
     let fields = version.data.ok_or_else(|| unexpected("has no data"))?;
-    Ok((version.metadata.version, collect(fields)?))
+    Ok(((version.metadata.version, version.metadata.created_time), collect(fields)?))
 }
 
-/// The first of Vault's own words about a failure, short and without tokens.
+/// Vault's own words about a failure, short and without tokens.
 pub(crate) fn words(answer: &[u8]) -> Option<String> {
-    let first = serde_json::from_slice::<Errors>(answer).ok()?.errors.into_iter().next()?;
-    let is_token = |word: &str| ["hvs.", "hvb.", "hvr.", "s."].iter().any(|prefix| word.contains(prefix));
-    let words = first.split_whitespace().map(|word| if is_token(word) { Cow::from("[redacted]") } else { word.into() });
-    Some(words.collect::<Vec<_>>().join(" ").chars().take(200).collect())
+    let errors = serde_json::from_slice::<Errors>(answer).ok()?.errors;
+    (!errors.is_empty()).then(|| plain(&errors.join("; ")))
+}
+
+/// Text of Vault's for a log: one line of at most 200 characters, without what looks like a token.
+fn plain(text: &str) -> String {
+    let words = text.split_whitespace().map(|word| if has_token(word) { Cow::from("[redacted]") } else { word.into() });
+    words.collect::<Vec<_>>().join(" ").chars().take(200).collect()
+}
+
+/// Tokens have a prefix and at least 24 characters after it (docs: tokens, token prefixes).
+fn has_token(word: &str) -> bool {
+    ["hvs.", "hvb.", "hvr.", "s.", "b.", "r."].iter().any(|prefix| {
+        word.match_indices(prefix).any(|(at, _)| {
+            let is_start = !word[..at].ends_with(|c: char| c.is_ascii_alphanumeric());
+            let rest = &word[at + prefix.len()..];
+            is_start && (prefix.len() > 2 || rest.bytes().take_while(u8::is_ascii_alphanumeric).count() >= 20)
+        })
+    })
 }
 
 fn collect(raw: BTreeMap<String, &RawValue>) -> Result<Fields, Error> {
@@ -183,6 +236,15 @@ fn data<'a>(envelope: &Envelope<'a>) -> Result<&'a RawValue, Error> {
 
 fn life(seconds: u64) -> Duration {
     Duration::from_secs(seconds.min(MAX_LIFE))
+}
+
+/// What every answer is in. What Vault warns of, such as a life that it has cut short, is an event.
+fn envelope(answer: &[u8]) -> Result<Envelope<'_>, Error> {
+    let envelope: Envelope<'_> = parse(answer)?;
+    for warning in envelope.warnings.iter().flatten().take(MAX_WARNINGS) {
+        tracing::info!(reason = "vault_warning", warning = plain(warning), "vault warns");
+    }
+    Ok(envelope)
 }
 
 /// The parser's words are not kept: they may quote the answer.
@@ -216,12 +278,16 @@ mod tests {
         for answer in ["", "{", "[]", "null", "{}", r#"{"data":null}"#, r#"{"data":7}"#, r#"{"data":{"data":null}}"#] {
             let answer = answer.as_bytes();
             refused(granted(answer).expect_err("refused"));
+            refused(renewed(answer).expect_err("refused"));
             refused(looked_up(answer).expect_err("refused"));
             refused(credentials(answer).expect_err("refused"));
             refused(leased(answer).expect_err("refused"));
             refused(version(answer).expect_err("refused"));
         }
         refused(leased(br#"{"lease_id":"x","lease_duration":-1}"#).expect_err("refused"));
+        let no_token = br#"{"auth":{"client_token":"","mfa_requirement":{"mfa_request_id":"x"}}}"#;
+        refused(granted(no_token).expect_err("a second factor is asked for"));
+        refused(fields(no_token).expect_err("refused"));
     }
 
     #[test]
@@ -250,6 +316,9 @@ mod tests {
             looked_up(format!(r#"{{"data":{{"expire_time":{expire},"ttl":{ttl},"renewable":true}}}}"#).as_bytes())
         };
         assert_eq!(lookup("null", 0).expect("root"), (None, true));
+        assert_eq!(lookup("null", 60).expect("of an old vault"), (Some(Duration::from_secs(60)), true));
+        let root = br#"{"data":{"expire_time":null,"path":"auth/token/root","ttl":0,"type":"service"}}"#;
+        assert_eq!(looked_up(root).expect("root as vault tells of it"), (None, false));
         assert_eq!(lookup("\"2026\"", 0).expect("in its last second"), (Some(Duration::ZERO), true));
         let lease = |seconds: u64| {
             let data = r#"{"username":"u","password":"p"}"#;
@@ -265,6 +334,8 @@ mod tests {
         let words = |errors: &str| words(format!("{{\"errors\":[{errors}]}}").as_bytes());
         assert_eq!(words("\"permission denied\""), Some("permission denied".into()));
         assert_eq!(words("\"token hvs.CAESIabc is\\n bad\""), Some("token [redacted] is bad".into()));
+        let old = format!("\"1 error occurred:\\n\\t* token=s.{} in the docs.\", \"no\"", "aB3".repeat(8));
+        assert_eq!(words(&old), Some("1 error occurred: * [redacted] in the docs.; no".into()));
         assert_eq!(words(""), None);
         assert_eq!(words(&format!("\"{}\"", "é".repeat(999))).map(|text| text.chars().count()), Some(200));
         assert_eq!(super::words(b"<html>"), None);
@@ -273,10 +344,8 @@ mod tests {
     proptest! {
         #[test]
         fn no_answer_makes_it_panic(answer: Vec<u8>, json in "[\\[\\]{}\",:a-z0-9 \\\\]{0,80}") {
-            for answer in [&answer[..], json.as_bytes()] {
-                let _ = (granted(answer), looked_up(answer), credentials(answer), leased(answer));
-                let _ = (fields(answer), version(answer), words(answer));
-            }
+            super::super::read_answer(&answer);
+            super::super::read_answer(json.as_bytes());
         }
     }
 }

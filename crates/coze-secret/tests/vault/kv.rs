@@ -28,6 +28,46 @@ async fn a_new_version_is_seen_within_the_interval_and_the_old_one_stays_for_the
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_field_is_a_secret_of_its_own() {
+    let vault = simulated().await;
+    vault.put("bot/keys", &json!({ "webhook": "one", "other": "x" }));
+    let session = session(&vault).await;
+    let keys = session.kv(Kv::new("bot/keys").poll(secs(10)).overlap(secs(300))).await.expect("there");
+    let webhook = keys.field("webhook").expect("there");
+    assert_eq!(keys.field("none").expect_err("not there").reason(), "vault_no_field");
+    let accepted = || webhook.read(|v| v.iter().map(|v| v.expose_str().expect("text").to_owned()).collect::<Vec<_>>());
+    assert_eq!(accepted(), ["one"]);
+
+    vault.put("bot/keys", &json!({ "webhook": "one", "other": "y" }));
+    sleep(secs(12)).await;
+    assert_eq!(webhook.read(Versions::number), 1, "another field is another secret");
+    vault.put("bot/keys", &json!({ "webhook": "two", "other": "y" }));
+    until("the next version", || accepted() == ["two", "one"]).await;
+    sleep(secs(301)).await;
+    assert_eq!(accepted(), ["two"], "the previous one goes with that of the fields");
+
+    vault.put("bot/keys", &json!({ "other": "y" }));
+    until("a failure", || webhook.health() == Health::Stale("vault_no_field")).await;
+    assert_eq!(accepted(), ["two"], "what is gone takes nothing away");
+    vault.put("bot/keys", &json!({ "webhook": "two" }));
+    until("healing", || webhook.health() == Health::Good).await;
+    drop(session);
+    sleep(secs(1)).await;
+    assert_eq!(accepted(), ["two"], "it outlives the session");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_secret_that_was_deleted_for_good_and_written_again_is_another_one_under_the_same_number() {
+    let vault = simulated().await;
+    assert_eq!(vault.put("bot/keys", &json!({ "webhook": "one" })), 1);
+    let session = session(&vault).await;
+    let keys = session.kv(Kv::new("bot/keys").poll(secs(10))).await.expect("there");
+    vault.forget("bot/keys");
+    assert_eq!(vault.put("bot/keys", &json!({ "webhook": "two" })), 1);
+    until("the next version", || field(&keys, "webhook") == "two").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_fails_takes_nothing_away_and_heals() {
     let vault = simulated().await;
     vault.put("bot/keys", &json!({ "webhook": "one" }));

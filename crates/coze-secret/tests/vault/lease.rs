@@ -73,6 +73,23 @@ async fn at_every_moment_of_a_day_the_current_credentials_work() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_shortest_lease_there_is_leaves_no_gap() {
+    for leases_renewable in [true, false] {
+        let (ttl, max) = (secs(1), secs(3));
+        let config = Config { lease_ttl: ttl, lease_max_ttl: max, leases_renewable, ..Config::default() };
+        let vault = simulated_with(config).await;
+        let session = session(&vault).await;
+        let credentials = session.database(database()).await.expect("given");
+        for step in 0..600 {
+            let lease = lease_of(&vault, &user(&credentials));
+            assert_eq!(lease.state, LeaseState::Active, "after {step} times 50 ms: {lease:?}");
+            sleep(std::time::Duration::from_millis(50)).await;
+        }
+        assert!(credentials.read(Versions::number) >= 10);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lease_that_may_not_be_renewed_is_replaced() {
     let vault = simulated_with(Config { leases_renewable: false, ..Config::default() }).await;
     let session = session(&vault).await;

@@ -147,6 +147,33 @@ async fn a_wrapped_secret_id_is_opened_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wrapped_token_is_opened_and_logged_in_with() {
+    let vault = simulated().await;
+    let wrapped = SecretBytes::new(vault.wrap_token(secs(60)));
+    let mut opened = client(&vault).unwrap(&wrapped).await.expect("the first time");
+    assert_eq!(opened.names().collect::<Vec<_>>(), ["client_token"]);
+    let token = coze_secret::Secret::fixed(opened.take("client_token").expect("a field"));
+    let session = client(&vault).connect(Login::token(token)).await.expect("logged in");
+    sleep(secs(24 * 3600)).await;
+    assert_eq!(session.health(), Health::Good, "it is renewed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_request_is_marked_and_says_its_namespace() {
+    let (standby, vault) = (simulated().await, simulated().await);
+    standby.stand_by(Some(vault.url()));
+    let namespaced = client(&standby).namespace("team/a").expect("valid");
+    namespaced.unwrap(&SecretBytes::new(vault.wrap(&json!({}), secs(60)))).await.expect("opened");
+    let session = namespaced.connect(app_role()).await.expect("logged in");
+    assert!(session.kv(Kv::new("none")).await.is_err());
+    session.shutdown().await;
+    let requests = [standby.requests(), vault.requests()].concat();
+    assert_eq!(requests.len(), 8, "four, each redirected: {requests:?}");
+    assert!(requests.iter().all(|request| request.marked && request.namespace.as_deref() == Some("team/a")));
+    assert!(client(&vault).namespace("line\nend").is_err_and(|error| error.reason() == "vault_namespace"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_wrapping_token_is_not_sent_again_once_it_may_be_spent() {
     let vault = simulated().await;
     let wrapped = || SecretBytes::new(vault.wrap(&json!({}), secs(600)));

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use super::{
     DATABASE_ROLE,
     answer::{Answered, Refusal},
+    database::RoleChange,
     login,
     store::{Lease, LeaseState, Store},
 };
@@ -133,10 +134,10 @@ fn health(store: &mut Store) -> Answered {
 fn kv(store: &mut Store, call: &Call, path: &str) -> Answered {
     let version = call.query.iter().find(|(key, _)| key == "version").map_or(Ok(0), |(_, text)| text.parse());
     let version = version.map_err(|_| Refusal::new(400, "error converting input for field \"version\""))?;
-    let (data, number) = store.read(&decode(path), version)?;
+    let (data, number, created) = store.read(&decode(path), version)?;
     let deletion = if data.is_some() { "" } else { "2026-01-01T00:00:00Z" };
     let metadata = json!({
-        "created_time": "2026-01-01T00:00:00Z", "custom_metadata": null, "deletion_time": deletion, "destroyed": false,
+        "created_time": created, "custom_metadata": null, "deletion_time": deletion, "destroyed": false,
         "version": number,
     });
     let is_deleted = data.is_none();
@@ -159,6 +160,7 @@ fn creds(store: &mut Store, call: &Call, role: &str) -> Answered {
         Lease { id: id.clone(), username: username.clone(), state: LeaseState::Active, renewals: 0, token, ends, max };
     store.leases.insert(id.clone(), lease);
     let password = store.ids.secret("A1a-");
+    store.change(RoleChange::Create { username: username.clone(), password: password.clone(), ttl });
     let mut answer = store.answer(json!({ "username": username, "password": password }));
     answer["lease_id"] = id.into();
     answer["lease_duration"] = ttl.as_secs().into();
@@ -175,10 +177,17 @@ fn renew(store: &mut Store, call: &Call) -> Answered {
     if !renewable {
         return Err(Refusal::new(400, "lease is not renewable"));
     }
-    lease.ends = (call.now + call.seconds("increment").unwrap_or(ttl)).min(lease.max);
+    let wanted = call.now + call.seconds("increment").unwrap_or(ttl);
+    lease.ends = wanted.min(lease.max);
     lease.renewals += 1;
-    let left = (lease.ends - call.now).as_secs();
+    let (left, username) = (lease.ends - call.now, lease.username.clone());
+    let is_capped = lease.ends < wanted;
+    store.change(RoleChange::Extend { username, ttl: left });
+    let left = left.as_secs();
     let mut answer = store.answer(Value::Null);
+    if is_capped {
+        answer["warnings"] = json!([format!("TTL exceeded the effective max_ttl; TTL value is capped to \"{left}s\"")]);
+    }
     answer["lease_id"] = id.into();
     answer["lease_duration"] = left.into();
     answer["renewable"] = true.into();

@@ -31,7 +31,8 @@ pub(super) fn kubernetes(store: &mut Store, call: &Call) -> Answered {
     }
 }
 
-fn logged_in(store: &mut Store, now: Instant) -> Value {
+/// The answer to a login.
+pub(super) fn logged_in(store: &mut Store, now: Instant) -> Value {
     let token = store.login(now);
     authenticated(store, &token, now)
 }
@@ -55,12 +56,15 @@ pub(super) fn lookup(store: &mut Store, call: &Call) -> Answered {
     let id = call.text("token").unwrap_or(&call.token);
     let token = store.tokens.get(id).ok_or_else(|| Refusal::new(403, "bad token"))?;
     let (ttl, max) = token.life.map_or((0, 0), |(ends, max)| ((ends - call.now).as_secs(), (max - call.now).as_secs()));
-    let data = json!({
+    let mut data = json!({
         "expire_time": token.life.map(|_| "2026-01-01T00:00:00Z"), "id": id, "accessor": "", "creation_ttl": token.ttl.as_secs(), "ttl": ttl, "explicit_max_ttl": 0,
         "num_uses": token.uses, "orphan": true, "path": "auth/token/create", "policies": ["default"],
-        "renewable": token.life.is_some_and(|(ends, last)| token.uses == 0 && ends <= last && max > 0),
         "type": "service", "meta": null,
     });
+    // Of a token that does not end Vault says nothing of the kind.
+    if let Some((ends, last)) = token.life {
+        data["renewable"] = (token.uses == 0 && ends <= last && max > 0).into();
+    }
     Ok(Some(store.answer(data)))
 }
 

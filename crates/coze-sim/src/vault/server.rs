@@ -1,5 +1,5 @@
 use std::{
-    fmt,
+    fmt, mem,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -17,9 +17,9 @@ use tokio::{
 };
 
 use super::{
-    answer::Refusal,
+    answer::{Answered, Refusal},
     api::{self, Call},
-    store::Store,
+    store::{self, Store},
 };
 
 /// Connections at once; further ones wait in the backlog of the listener.
@@ -68,7 +68,13 @@ impl std::error::Error for Broken {}
 async fn answer(store: Arc<Mutex<Store>>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Broken> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().strip_prefix("/v1/").unwrap_or_default().to_owned();
-    let route = format!("{} {path}", parts.method);
+    let header = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let request = store::Request {
+        route: format!("{} {path}", parts.method),
+        status: 0,
+        namespace: header("x-vault-namespace").map(str::to_owned),
+        marked: header("x-vault-request") == Some("true"),
+    };
     let call = read(&parts, path, body).await;
     let lock = || store.lock().unwrap_or_else(PoisonError::into_inner);
     let (fault, redirect) = {
@@ -80,15 +86,14 @@ async fn answer(store: Arc<Mutex<Store>>, request: Request<Incoming>) -> Result<
     if !delay.is_zero() {
         sleep(delay).await;
     }
-    let mut store = lock();
     if let Some(active) = redirect.filter(|_| fault.is_none()) {
-        store.record(route, 307);
+        lock().record(request, 307);
         return Ok(redirected(&active, &parts));
     }
     let status = fault.as_ref().map_or(Some(200), |fault| fault.status);
     let is_carried_out = status == Some(200) || fault.as_ref().is_some_and(|fault| fault.after);
     let answered = match is_carried_out {
-        true => call.and_then(|call| api::handle(&mut store, &call)),
+        true => carry_out(&store, call).await,
         false => Ok(None),
     };
     let (status, body) = match (status, answered) {
@@ -97,12 +102,28 @@ async fn answer(store: Arc<Mutex<Store>>, request: Request<Incoming>) -> Result<
         (Some(200), Err(refusal)) => (refusal.status, Some(refusal.body)),
         (Some(status), _) => (status, fault.as_ref().map(|fault| fault.body.clone())),
         (None, _) => {
-            store.record(route, 0);
+            lock().record(request, 0);
             return Err(Broken);
         }
     };
-    store.record(route, status);
+    lock().record(request, status);
     Ok(respond(status, body.as_ref(), fault.and_then(|fault| fault.retry_after)))
+}
+
+/// Handles a request, and makes the changes in the database that come of it.
+async fn carry_out(store: &Mutex<Store>, call: Result<Call, Refusal>) -> Answered {
+    let call = call?;
+    let lock = || store.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(database) = lock().config.database.clone() else { return api::handle(&mut lock(), &call) };
+    let _turn = database.turn().await;
+    let (answered, changes) = {
+        let mut store = lock();
+        (api::handle(&mut store, &call), mem::take(&mut store.changes))
+    };
+    for change in changes {
+        database.run(change).await.map_err(|error| Refusal::new(500, error))?;
+    }
+    answered
 }
 
 async fn read(parts: &Parts, path: String, body: Incoming) -> Result<Call, Refusal> {

@@ -3,7 +3,7 @@ use std::{collections::VecDeque, time::Duration};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Config, ROOT_TOKEN, answer::Refusal};
+use super::{Config, ROOT_TOKEN, answer::Refusal, database::RoleChange};
 use crate::{capped::Capped, ids::Ids};
 
 /// How many of anything are kept.
@@ -52,6 +52,10 @@ pub struct Request {
     pub route: String,
     /// The status of the answer, 0 for a connection that was broken off.
     pub status: u16,
+    /// The header `X-Vault-Namespace`.
+    pub namespace: Option<String>,
+    /// Did it have the header `X-Vault-Request: true`, which agents and listeners may ask for?
+    pub marked: bool,
 }
 
 /// Credentials of a database that were given out.
@@ -102,9 +106,22 @@ pub(super) struct Store {
     pub(super) requests: VecDeque<Request>,
     pub(super) tokens: Capped<Token>,
     pub(super) leases: Capped<Lease>,
-    /// The versions of each path, from number `.0` on; a deleted one is `None`.
-    kv: Capped<(u64, VecDeque<Option<Value>>)>,
+    kv: Capped<Versions>,
+    /// Counts the first versions of KV secrets.
+    firsts: u32,
+    /// What the database is to be told.
+    pub(super) changes: Vec<RoleChange>,
     pub(super) ids: Ids,
+}
+
+/// The versions of one KV secret.
+#[derive(Debug)]
+struct Versions {
+    /// The number of the oldest one that is kept.
+    first: u64,
+    /// A deleted one is `None`.
+    data: VecDeque<Option<Value>>,
+    created: String,
 }
 
 impl Store {
@@ -122,6 +139,8 @@ impl Store {
             tokens,
             leases: Capped::new(KEEP),
             kv: Capped::new(KEEP),
+            firsts: 0,
+            changes: Vec::new(),
             ids,
         }
     }
@@ -143,11 +162,18 @@ impl Store {
         Some(fault)
     }
 
-    pub(super) fn record(&mut self, route: String, status: u16) {
+    pub(super) fn record(&mut self, request: Request, status: u16) {
         if self.requests.len() == KEEP {
             self.requests.pop_front();
         }
-        self.requests.push_back(Request { route, status });
+        self.requests.push_back(Request { status, ..request });
+    }
+
+    /// Something to tell the database, if there is one.
+    pub(super) fn change(&mut self, change: RoleChange) {
+        if self.config.database.is_some() {
+            self.changes.push(change);
+        }
     }
 
     /// The frame of every answer.
@@ -182,48 +208,59 @@ impl Store {
         let over = self.tokens.iter().filter(|token| token.life.is_some_and(|(ends, _)| ends <= now));
         let over: Vec<String> = over.map(|token| token.id.clone()).collect();
         over.iter().for_each(|token| self.revoke_token(token, LeaseState::Expired));
-        for lease in self.leases.values_mut().filter(|lease| lease.state == LeaseState::Active && lease.ends <= now) {
-            lease.state = LeaseState::Expired;
-        }
+        self.end(LeaseState::Expired, |lease| lease.ends <= now);
     }
 
     pub(super) fn revoke_token(&mut self, token: &str, state: LeaseState) {
         self.tokens.remove(token);
-        let leases = self.leases.values_mut().filter(|lease| lease.token == token && lease.state == LeaseState::Active);
-        leases.for_each(|lease| lease.state = state);
+        self.end(state, |lease| lease.token == token);
     }
 
     pub(super) fn revoke_lease(&mut self, id: &str) {
-        if let Some(lease) = self.leases.get_mut(id).filter(|lease| lease.state == LeaseState::Active) {
-            lease.state = LeaseState::Revoked;
+        self.end(LeaseState::Revoked, |lease| lease.id == id);
+    }
+
+    /// Ends the leases of which this is true.
+    fn end(&mut self, state: LeaseState, which: impl Fn(&Lease) -> bool) {
+        let mut over = Vec::new();
+        for lease in self.leases.values_mut().filter(|lease| lease.state == LeaseState::Active && which(lease)) {
+            lease.state = state;
+            over.push(RoleChange::Drop { username: lease.username.clone() });
         }
+        over.into_iter().for_each(|change| self.change(change));
     }
 
     pub(super) fn put(&mut self, path: &str, data: Value) -> u64 {
         if self.kv.get(path).is_none() {
-            self.kv.insert(path, (1, VecDeque::new()));
+            self.firsts += 1;
+            let created = format!("2026-01-01T00:00:00.{:09}Z", self.firsts);
+            self.kv.insert(path, Versions { first: 1, data: VecDeque::new(), created });
         }
-        let Some((first, versions)) = self.kv.get_mut(path) else { return 0 };
-        versions.push_back(Some(data));
-        if versions.len() > VERSIONS {
-            versions.pop_front();
-            *first += 1;
+        let Some(versions) = self.kv.get_mut(path) else { return 0 };
+        versions.data.push_back(Some(data));
+        if versions.data.len() > VERSIONS {
+            versions.data.pop_front();
+            versions.first += 1;
         }
-        *first + versions.len() as u64 - 1
+        versions.first + versions.data.len() as u64 - 1
     }
 
     pub(super) fn delete(&mut self, path: &str) {
-        if let Some(last) = self.kv.get_mut(path).and_then(|(_, versions)| versions.back_mut()) {
+        if let Some(last) = self.kv.get_mut(path).and_then(|versions| versions.data.back_mut()) {
             *last = None;
         }
     }
 
-    /// The data and the number of a version, 0 for the last one.
-    pub(super) fn read(&self, path: &str, version: u64) -> Result<(Option<Value>, u64), Refusal> {
-        let (first, versions) = self.kv.get(path).ok_or_else(Refusal::missing)?;
-        let number = if version == 0 { *first + versions.len() as u64 - 1 } else { version };
+    pub(super) fn forget(&mut self, path: &str) {
+        self.kv.remove(path);
+    }
+
+    /// The data and the number of a version, 0 for the last one; and when the secret was made.
+    pub(super) fn read(&self, path: &str, version: u64) -> Result<(Option<Value>, u64, String), Refusal> {
+        let Versions { first, data, created } = self.kv.get(path).ok_or_else(Refusal::missing)?;
+        let number = if version == 0 { first + data.len() as u64 - 1 } else { version };
         let at = number.checked_sub(*first).and_then(|at| usize::try_from(at).ok());
-        let data = at.and_then(|at| versions.get(at)).ok_or_else(Refusal::missing)?;
-        Ok((data.clone(), number))
+        let data = at.and_then(|at| data.get(at)).ok_or_else(Refusal::missing)?;
+        Ok((data.clone(), number, created.clone()))
     }
 }
