@@ -14,7 +14,8 @@ use subtle::{Choice, ConstantTimeEq};
 use crate::{
     Admitted, Decision, Key, Policy, VerifiedBody,
     key::bounded,
-    nonces::{Nonces, Refused},
+    nonces::{self, Nonces},
+    refused::Refused,
     verify::{self, Check, Limits, Verify},
 };
 
@@ -112,6 +113,10 @@ impl Callback {
             .with_message(format!("the header {TIMESTAMP} is not within {:?} of our clock", self.window)))
     }
 
+    fn refused(&self, error: Error) -> Refused {
+        Refused::from(error).of(Some(&self.principal.subject))
+    }
+
     fn check(&self, headers: &HeaderMap) -> Result<Summed, Error> {
         let signature = verify::signature(headers, SIGNATURE)?;
         // 13 digits, as milliseconds have from 2001 to 2286. The hash does not say where the timestamp ends and the nonce
@@ -142,7 +147,7 @@ where
     type Future = Verify<B, Summed>;
 
     fn authorize(&self, request: Request<B>) -> Decision<Admitted<VerifiedBody>, Self::Future> {
-        Verify::decide(request, self.limits, |parts| self.check(&parts.headers))
+        Verify::decide(request, self.limits, |parts| self.check(&parts.headers).map_err(|error| self.refused(error)))
     }
 }
 
@@ -174,7 +179,16 @@ impl fmt::Debug for Summed {
 }
 
 impl Check for Summed {
-    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Error> {
+    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Refused> {
+        self.judge(body).map_err(|error| self.policy.refused(error))?;
+        context.principal.get_or_init(|| self.policy.principal.clone());
+        Ok(())
+    }
+}
+
+impl Summed {
+    /// Verifies the signature, and uses up the nonce.
+    fn judge(&self, body: &VerifiedBody) -> Result<(), Error> {
         // Every token is tried, and each comparison takes constant time: how long it takes does not tell which one it was.
         let verified = self.policy.tokens.iter().fold(Choice::from(0), |found, token| {
             let mut hash = self.head.clone().chain_update(token.bytes());
@@ -190,13 +204,11 @@ impl Check for Summed {
         // under the lock: what still counts now was not forgotten by somebody who read it later.
         let now = self.policy.now(self.sent)?;
         nonces.take(&self.nonce, end, now).map_err(|refused| match refused {
-            Refused::Used => Error::new(Kind::Unauthenticated, "replayed")
+            nonces::Refused::Used => Error::new(Kind::Unauthenticated, "replayed")
                 .with_message(format!("the nonce in the header {NONCE} was used before")),
-            Refused::Full => Error::new(Kind::Overloaded, "nonces_full")
+            nonces::Refused::Full => Error::new(Kind::Overloaded, "nonces_full")
                 .with_message("more callbacks than can be told apart arrived within the clock window"),
-        })?;
-        context.principal.get_or_init(|| self.policy.principal.clone());
-        Ok(())
+        })
     }
 }
 

@@ -21,7 +21,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context as Task, Poll, ready},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use coze_core::{Context, Error, Kind};
@@ -44,6 +44,7 @@ pub use self::{
 };
 use crate::{
     Admitted, Decision, Policy,
+    refused::Refused,
     verify::{malformed, missing},
 };
 
@@ -152,7 +153,7 @@ impl Jwt {
         Self { access: Some(Rules(Arc::new(access))), ..self }
     }
 
-    /// Refuses nobody: what would have been refused is counted, its reason noted on the context, and the request let through,
+    /// Refuses nobody: what would have been refused is counted, noted on the context as reported, and let through,
     /// as it may well be without a principal. For trying out rules while something else guards the service.
     #[must_use]
     pub fn report_only(self) -> Self {
@@ -199,26 +200,39 @@ impl Jwt {
         if token.len() > self.limit {
             return Err(malformed(format!("the token has more than {} bytes", self.limit)).into());
         }
-        let entry = self.verify(token, self.now())?;
+        let now = self.now();
+        let entry = self.verify(token, now)?;
         context.principal.get_or_init(|| entry.accepted.principal.clone());
         if let Some(tenant) = &entry.accepted.tenant {
             context.tenant.get_or_init(|| tenant.clone());
         }
         if let Some(Rules(access)) = &self.access {
-            access.permit(request.method(), request.uri().path(), &entry.accepted.principal)?;
+            let permitted = access.permit(request.method(), request.uri().path(), &entry.accepted.principal);
+            permitted.map_err(|error| self.of(entry.issuer, error))?;
         }
+        context.token_life.get_or_init(|| Duration::from_secs_f64((entry.accepted.end - now).max(0.0)));
         Ok(())
     }
 
-    /// Notes how it ended, and lets a refused request through where it is only reported.
-    fn settled(&self, context: &Context, verdict: Result<(), Error>) -> Result<(), Error> {
-        context.auth.get_or_init(|| verdict.as_ref().map_or_else(Error::reason, |()| "ok"));
+    /// A refusal of what the issuer at this place made, or is said to have made.
+    fn of(&self, issuer: usize, error: Error) -> Refused {
+        Refused::from(error).of(Some(self.issuers[issuer].name()))
+    }
+
+    /// The verdict on a request that waits no longer, noted; lets a refused one through where it is only reported.
+    fn settled(&self, context: &Context, verdict: Result<(), Refusal>) -> Result<(), Error> {
+        let refused = match verdict {
+            Ok(()) => return Ok(()),
+            Err(Refusal::For(refused)) => refused,
+            Err(Refusal::NoKey(issuer)) => self.of(issuer, self.issuers[issuer].keys().absent()),
+        };
         match &self.reported {
-            Some(reported) if verdict.is_err() => {
+            Some(reported) => {
                 reported.fetch_add(1, Ordering::Relaxed);
+                refused.report(context);
                 Ok(())
             }
-            _ => verdict,
+            None => Err(refused.note(context)),
         }
     }
 
@@ -238,7 +252,7 @@ impl Jwt {
             }
         };
         match self.revoked.has(&entry, now) {
-            true => Err(unauthenticated("revoked", "the token is revoked").into()),
+            true => Err(self.of(entry.issuer, unauthenticated("revoked", "the token is revoked")).into()),
             false => Ok(entry),
         }
     }
@@ -251,16 +265,16 @@ impl Jwt {
         }
         let claims = Claims::parse(compact.payload(), self.tenant.as_deref())?;
         // Whose keys to try is all that is taken from a token before it is verified.
-        let position = self.issuers.iter().position(|issuer| claims.iss.as_deref() == Some(issuer.name()));
+        let position = self.issuers.iter().position(|issuer| claims.iss.as_deref() == Some(&**issuer.name()));
         let Some((position, issuer)) = position.map(|position| (position, &self.issuers[position])) else {
             return Err(unauthenticated("issuer_mismatch", "the token is not of an issuer we know").into());
         };
         let keys = issuer.keys().current();
-        if !keys.verify(&compact, &header)? {
+        if !keys.verify(&compact, &header).map_err(|error| self.of(position, error))? {
             return Err(Refusal::NoKey(position));
         }
         Ok(Entry {
-            accepted: issuer.accept(&claims, now)?,
+            accepted: issuer.accept(&claims, now).map_err(|error| self.of(position, error))?,
             issuer: position,
             generation: keys.generation,
             signed: self.hashing.hash(&[compact.signed]),
@@ -271,14 +285,14 @@ impl Jwt {
 
 /// Why a request is not let through.
 enum Refusal {
-    For(Error),
+    For(Refused),
     /// The issuer at this place has no such key, at least not yet.
     NoKey(usize),
 }
 
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self::For(error)
+impl<E: Into<Refused>> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self::For(error.into())
     }
 }
 
@@ -289,14 +303,12 @@ impl<B> Policy<B> for Jwt {
 
     fn authorize(&self, mut request: Request<B>) -> Decision<Admitted<B>, Self::Future> {
         let context = Context::of(request.extensions_mut());
-        let verdict = match self.decide(&request, &context) {
-            Ok(()) => Ok(()),
-            Err(Refusal::For(error)) => Err(error),
-            Err(Refusal::NoKey(issuer)) => match self.issuers[issuer].keys().wish() {
-                Some(wait) => return Decision::Later(Refetch::new(request, context, self.clone(), wait)),
-                None => Err(self.issuers[issuer].keys().absent()),
-            },
-        };
+        let verdict = self.decide(&request, &context);
+        if let Err(Refusal::NoKey(issuer)) = verdict
+            && let Some(wait) = self.issuers[issuer].keys().wish()
+        {
+            return Decision::Later(Refetch::new(request, context, self.clone(), wait));
+        }
         Decision::Now(self.settled(&context, verdict).map(|()| (request, ())))
     }
 }
@@ -325,10 +337,7 @@ impl<B> Future for Refetch<B> {
     fn poll(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
         ready!(self.0.wait.as_mut().poll(task));
         let (request, context, jwt) = self.0.held.take().expect("a future is not polled after it is ready");
-        let verdict = jwt.decide(&request, &context).map_err(|refusal| match refusal {
-            Refusal::For(error) => error,
-            Refusal::NoKey(issuer) => jwt.issuers[issuer].keys().absent(),
-        });
+        let verdict = jwt.decide(&request, &context);
         Poll::Ready(jwt.settled(&context, verdict).map(|()| (request, ())))
     }
 }

@@ -13,6 +13,7 @@ mod nonces;
 mod oauth;
 mod per_tenant;
 mod policy;
+mod refused;
 mod renewing;
 mod service;
 mod token;

@@ -1,12 +1,12 @@
 use std::future::{Future, Pending};
 
-use coze_core::{BoxError, Context, Error};
+use coze_core::{BoxError, Context, Error, Refusal};
 use http::{Request, Response, request::Parts};
 
 /// Decides whether a request may go further, and with which credentials.
 ///
 /// On the way in a policy checks who calls and notes it on the context; on the way out it attaches a token and looks at the
-/// outcome. A closure that needs only the head of the request is a policy; whether it accepted is noted on the context:
+/// outcome. A closure that needs only the head of the request is a policy, and why it refused is noted on the context:
 ///
 /// ```
 /// use coze_auth::AuthLayer;
@@ -24,6 +24,8 @@ use http::{Request, Response, request::Parts};
 /// # fn find(_: &http::HeaderValue) -> Option<&'static str> { None }
 /// # let _ = service_token;
 /// ```
+///
+/// A policy that knows more than it tells its caller, or that knows whose request it refuses, notes a [`Refusal`] itself.
 pub trait Policy<B> {
     /// The body of the request that goes further.
     type Body;
@@ -68,7 +70,9 @@ where
         let (mut parts, body) = request.into_parts();
         let context = Context::of(&mut parts.extensions);
         let verdict = self(&mut parts, &context);
-        context.auth.get_or_init(|| verdict.as_ref().map_or_else(Error::reason, |()| "ok"));
+        if let Err(error) = &verdict {
+            context.refusal.get_or_init(|| Refusal::from(error));
+        }
         Decision::Now(verdict.map(|()| (Request::from_parts(parts, body), ())))
     }
 }

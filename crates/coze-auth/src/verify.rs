@@ -14,7 +14,7 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
 
-use crate::{Admitted, Decision, VerifiedBody};
+use crate::{Admitted, Decision, VerifiedBody, refused::Refused};
 
 /// How many frames are taken in before the timer and other tasks get their turn.
 const FRAMES_PER_POLL: usize = 64;
@@ -25,7 +25,7 @@ const FRAMES_PER_POLL: usize = 64;
 /// small if it carries no state of a hash.
 pub trait Check {
     /// Judges the body, and notes on the context who signed it.
-    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Error>;
+    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Refused>;
 }
 
 /// How much of an unverified body is read, and for how long.
@@ -80,19 +80,17 @@ impl<B: Body, C> Verify<B, C> {
     pub(crate) fn decide(
         request: Request<B>,
         limits: Limits,
-        check: impl FnOnce(&Parts) -> Result<C, Error>,
+        check: impl FnOnce(&Parts) -> Result<C, Refused>,
     ) -> Decision<Admitted<VerifiedBody>, Self> {
         let (mut parts, body) = request.into_parts();
         let context = Context::of(&mut parts.extensions);
-        match check(&parts).and_then(|check| limits.admit(&parts.headers, &body).map(|()| check)) {
+        let admitted = check(&parts).and_then(|check| Ok(limits.admit(&parts.headers, &body).map(|()| check)?));
+        match admitted {
             Ok(check) => {
                 let head = Some((parts, check));
                 Decision::Later(Self { body, timer: None, limits, context, head, read: VerifiedBody::default() })
             }
-            Err(error) => {
-                context.auth.get_or_init(|| error.reason());
-                Decision::Now(Err(error))
-            }
+            Err(refused) => Decision::Now(Err(refused.note(&context))),
         }
     }
 }
@@ -156,9 +154,11 @@ where
         let this = self.project();
         let (parts, check) = this.head.take().expect("a future is not polled after it is ready");
         let mut body = mem::take(this.read);
-        let verdict = read.and_then(|()| check.finish(this.context, &mut body));
-        this.context.auth.get_or_init(|| verdict.as_ref().map_or_else(Error::reason, |()| "ok"));
-        Poll::Ready(verdict.map(|()| (Request::from_parts(parts, body), ())))
+        let verdict = read.map_err(Refused::from).and_then(|()| check.finish(this.context, &mut body));
+        Poll::Ready(match verdict {
+            Ok(()) => Ok((Request::from_parts(parts, body), ())),
+            Err(refused) => Err(refused.note(this.context)),
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use sha2::Sha256;
 use crate::{
     Admitted, Decision, Key, Policy, VerifiedBody,
     key::bounded,
+    refused::Refused,
     verify::{self, Check, Limits, Verify},
 };
 
@@ -25,7 +26,8 @@ type UserHook = dyn Fn(&[u8]) -> Option<UserId> + Send + Sync;
 ///
 /// The bot is the one in the path ([`Webhook::path`]) or in `X-Bot-Id`, which must not contradict each other, or the only one
 /// there is. What is accepted is noted on the context: the bot, and a principal of the scheme `webhook`. An unknown bot is
-/// answered like a wrong signature, after the work of a bot with one key; only the context says `unknown_key`, for the log.
+/// answered like a wrong signature, after the work of a bot with one key; only the context says `unknown_key`, for the log. A
+/// refusal is counted under the id of the bot it names, if that is one of ours.
 ///
 /// The signature covers the body alone: neither other headers, nor the path, nor the time. So a copy of a request is as good
 /// as the request, and whoever must not do a thing twice has to look at an id in the body.
@@ -106,7 +108,10 @@ where
 
     fn authorize(&self, request: Request<B>) -> Decision<Admitted<VerifiedBody>, Self::Future> {
         Verify::decide(request, self.limits, |parts| {
-            let signature = verify::signature(&parts.headers, SIGNATURE)?;
+            let signature = verify::signature(&parts.headers, SIGNATURE).map_err(|error| {
+                let bot = self.bot(parts).ok().flatten();
+                Refused::from(error).of(bot.as_ref().map(|bot| &bot.principal.subject))
+            })?;
             let bot = self.bot(parts)?;
             Ok(Signed { keys: self.keys.clone(), user: self.user.clone(), signature, bot })
         })
@@ -200,7 +205,7 @@ impl fmt::Debug for Signed {
 }
 
 impl Check for Signed {
-    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Error> {
+    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Refused> {
         // The decoy is for work's sake: what it verifies is refused all the same.
         let keys = self.bot.as_ref().map_or(slice::from_ref(&self.keys.0.decoy), |bot| &bot.keys);
         // Every key is tried, and each comparison takes constant time: how long it takes does not tell which key it was.
@@ -211,11 +216,10 @@ impl Check for Signed {
             found | is_this_one
         });
         let Some(bot) = self.bot else {
-            context.auth.get_or_init(|| "unknown_key");
-            return Err(verify::unsigned());
+            return Err(Refused::from(verify::unsigned()).truly("unknown_key"));
         };
         if !verified {
-            return Err(verify::unsigned());
+            return Err(Refused::from(verify::unsigned()).of(Some(&bot.principal.subject)));
         }
         context.bot.get_or_init(|| bot.id.clone());
         context.principal.get_or_init(|| bot.principal.clone());

@@ -15,7 +15,7 @@ use coze_auth::{
     Admitted, Auth, AuthLayer, Bearer, Callback, Decision, Key, Policy, Renewing, Static, Token, VerifiedBody, Webhook,
     WebhookKeys,
 };
-use coze_core::{BoxError, Context, Error, Kind};
+use coze_core::{BoxError, Context, Error, Kind, Principal};
 use http::{Request, Response, request::Parts};
 use support::{Script, Step, bot, reason, send};
 use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
@@ -149,19 +149,22 @@ async fn a_ticket_is_kept_until_the_outcome() {
 
 #[tokio::test]
 async fn a_closure_decides_by_the_head_and_the_context_tells_how() {
-    let policy = |parts: &mut Parts, _: &Context| match parts.headers.contains_key("x-service-token") {
-        true => Ok(()),
+    let policy = |parts: &mut Parts, context: &Context| match parts.headers.contains_key("x-service-token") {
+        true => {
+            context.principal.get_or_init(|| Principal::new("service_token", "plugin"));
+            Ok(())
+        }
         false => Err(Error::new(Kind::Unauthenticated, "missing_credentials")),
     };
     let mut request = Request::builder().header("x-service-token", "t").body("body").expect("a request");
     let context = Context::of(request.extensions_mut());
     assert_eq!(*send(&policy, request).await.expect("accepted").body(), "body");
-    assert_eq!(context.auth.get(), Some(&"ok"));
+    assert_eq!(context.auth(), Some("ok"));
 
     let mut request = Request::new("body");
     let context = Context::of(request.extensions_mut());
     assert_eq!(reason(send(&policy, request).await), Some("missing_credentials"));
-    assert_eq!(context.auth.get(), Some(&"missing_credentials"));
+    assert_eq!(context.auth(), Some("missing_credentials"));
 }
 
 #[tokio::test]

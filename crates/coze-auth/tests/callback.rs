@@ -55,7 +55,7 @@ async fn the_platforms_own_signature_is_accepted_and_its_signer_noted() {
     assert_eq!(reason(sent), None);
     let principal = context.principal.get().expect("noted");
     assert_eq!((principal.scheme, &*principal.subject), ("callback", "app-1"));
-    assert_eq!((context.auth.get(), context.bot.get()), (Some(&"ok"), None));
+    assert_eq!((context.auth(), context.bot.get()), (Some("ok"), None));
 }
 
 #[tokio::test]
@@ -74,7 +74,7 @@ async fn what_was_not_signed_is_refused() {
         let (refused, context) = noted(&callback(), headed(timestamp, nonce, signature, body.into())).await;
         let refused = refused.expect_err("refused");
         assert_eq!((refused.kind(), refused.reason()), (Kind::Unauthenticated, "signature_invalid"));
-        assert_eq!((context.auth.get(), context.principal.get()), (Some(&"signature_invalid"), None));
+        assert_eq!((context.auth(), context.principal.get()), (Some("signature_invalid"), None));
     }
 }
 
@@ -136,7 +136,7 @@ async fn the_window_ends_exactly_five_minutes_from_now() {
     for (timestamp, expected) in cases {
         let (outcome, context) = noted(&callback(), sent_at(timestamp, "n")).await;
         assert_eq!(reason(outcome), expected, "{timestamp}");
-        assert_eq!(context.auth.get(), Some(&expected.unwrap_or("ok")));
+        assert_eq!(context.auth(), Some(expected.unwrap_or("ok")));
     }
     let narrow = callback().window(Duration::ZERO);
     assert_eq!(reason(send(&narrow, sent_at(NOW, "n")).await), None);
@@ -153,7 +153,7 @@ async fn a_nonce_is_good_for_one_request_whatever_else_changes() {
         let (refused, context) = noted(&callback.clone(), again).await;
         let refused = refused.expect_err("refused");
         assert_eq!((refused.kind(), refused.reason()), (Kind::Unauthenticated, "replayed"));
-        assert_eq!((context.auth.get(), context.principal.get()), (Some(&"replayed"), None));
+        assert_eq!((context.auth(), context.principal.get()), (Some("replayed"), None));
     }
     assert_eq!(reason(send(&callback, sent_at(NOW, "m")).await), None, "the event sent again under another nonce");
 }

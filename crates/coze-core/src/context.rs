@@ -1,12 +1,12 @@
 use std::{
     ops::Deref,
     sync::{Arc, OnceLock, atomic::AtomicU32},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use http::Extensions;
 
-use crate::{BotId, Kind, RequestId, TenantId, UserId};
+use crate::{BotId, Kind, Refusal, RequestId, TenantId, UserId};
 
 /// What the layers know of one request: a cheap handle to slots that are written once.
 ///
@@ -34,8 +34,12 @@ pub struct Slots {
     pub bot: OnceLock<BotId>,
     /// The person it comes from.
     pub user: OnceLock<UserId>,
-    /// How authentication ended: `ok`, or the reason of the refusal.
-    pub auth: OnceLock<&'static str>,
+    /// Why authentication or authorisation refused the request.
+    pub refusal: OnceLock<Refusal>,
+    /// Why a policy that only reports would have refused it.
+    pub reported: OnceLock<Refusal>,
+    /// How long the accepted token had left to its expiry; zero within the leeway for clocks.
+    pub token_life: OnceLock<Duration>,
     /// How the limiter decided: `ok`, or the name of the limit that refused.
     pub limit: OnceLock<&'static str>,
     /// Why the request failed, where a layer turned an error into a response.
@@ -68,6 +72,13 @@ impl Context {
             user: self.user.clone(),
             ..Slots::default()
         }))
+    }
+
+    /// How authentication ended: the reason of the refusal, or `ok` where somebody was authenticated.
+    #[must_use]
+    pub fn auth(&self) -> Option<&'static str> {
+        let refused = self.refusal.get().map(|refusal| refusal.reason);
+        refused.or_else(|| self.principal.get().map(|_| "ok"))
     }
 }
 
@@ -162,14 +173,25 @@ mod tests {
     }
 
     #[test]
+    fn who_is_authenticated_can_be_refused_all_the_same() {
+        let context = Context::new();
+        assert_eq!(context.auth(), None);
+        context.principal.set(Principal::new("jwt", "a")).expect("empty");
+        assert_eq!(context.auth(), Some("ok"));
+        let refusal = Refusal { kind: Kind::PermissionDenied, reason: "missing_scope", client: None };
+        context.refusal.set(refusal).expect("empty");
+        assert_eq!(context.auth(), Some("missing_scope"));
+    }
+
+    #[test]
     fn a_child_carries_identity_and_forgets_outcomes() {
         let parent = Context::new();
         parent.tenant.set(tenant("t1")).expect("empty");
-        parent.auth.set("ok").expect("empty");
+        parent.principal.set(Principal::new("webhook", "b1")).expect("empty");
         parent.attempts.fetch_add(1, Ordering::Relaxed);
         let child = parent.child();
         assert_eq!(child.tenant.get(), Some(&tenant("t1")));
-        assert_eq!(child.auth.get(), None);
+        assert_eq!((parent.auth(), child.auth()), (Some("ok"), None));
         assert_eq!(child.attempts.load(Ordering::Relaxed), 0);
     }
 }

@@ -29,6 +29,12 @@ impl<K: Clone + Eq + Hash> Family<K> {
         }
     }
 
+    /// With this key among those that have their own, whatever keys come.
+    pub(crate) fn with(self, key: &K) -> Self {
+        self.row(key);
+        self
+    }
+
     /// The counter in this column of the key. `register` makes it at its first use, of the key if that has its own.
     pub(crate) fn counter(&self, key: &K, column: usize, register: impl FnOnce(Option<&K>) -> Counter) -> &Counter {
         let row = self.row(key);

@@ -35,6 +35,14 @@ impl Inbound {
         self
     }
 
+    /// Counts the refusals of at most this many clients under their own name, first come first named, and the others as
+    /// `_other`; 100 unless told otherwise. Each takes about a kilobyte.
+    #[must_use]
+    pub fn max_clients(mut self, max: usize) -> Self {
+        Arc::make_mut(&mut self.meter).max_clients(max);
+        self
+    }
+
     /// Makes request ids of these 128 bits instead of random ones, for tests.
     #[must_use]
     pub fn random(self, random: fn() -> u128) -> Self {

@@ -9,6 +9,7 @@ use metrics::{
 };
 
 use crate::{
+    auth::AuthMeter,
     family::Family,
     labels::{METHOD_COUNT, Outcome, method_label},
     side::Side,
@@ -32,6 +33,8 @@ pub(crate) struct Meter {
     in_flight: OnceLock<Gauge>,
     tenants: Family<TenantId>,
     failures: Family<(Kind, &'static str)>,
+    /// Of the requests that come to us.
+    auth: Option<AuthMeter>,
 }
 
 /// What is measured for one route, method and outcome.
@@ -82,11 +85,20 @@ impl Meter {
             in_flight: OnceLock::new(),
             tenants: Family::new(MAX_TENANTS, Outcome::COUNT),
             failures: Family::new(MAX_FAILURES, 1),
+            auth: (side == Side::Server).then(AuthMeter::new),
         })
     }
 
     pub(crate) fn max_tenants(&mut self, max: usize) {
         self.tenants = Family::new(max, Outcome::COUNT);
+    }
+
+    pub(crate) fn max_clients(&mut self, max: usize) {
+        self.auth = Some(AuthMeter::with_clients(max));
+    }
+
+    pub(crate) fn auth(&self) -> Option<&AuthMeter> {
+        self.auth.as_ref()
     }
 
     pub(crate) fn side(&self) -> Side {
@@ -159,5 +171,8 @@ impl Meter {
         describe_gauge!(names.in_flight, Unit::Count, "Requests that have not ended");
         describe_counter!("coze_tenant_requests_total", Unit::Count, "Requests that ended, by tenant");
         describe_counter!("coze_failures_total", Unit::Count, "Requests that failed, by kind and reason");
+        if self.auth.is_some() {
+            AuthMeter::describe();
+        }
     }
 }

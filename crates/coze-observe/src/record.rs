@@ -152,7 +152,12 @@ impl Drop for Record {
             self.name_parties();
         }
         self.span.record("outcome", outcome.as_str());
-        self.span.in_scope(|| access::log(self, &ended));
+        self.span.in_scope(|| {
+            if let Some(auth) = self.meter.auth() {
+                auth.tell(self, &self.span);
+            }
+            access::log(self, &ended);
+        });
     }
 }
 

@@ -49,7 +49,7 @@ impl Side {
     /// The span of a request. A span's name is part of its call site, so each side has one.
     pub(crate) fn span(self, method: &str, route: &str, request_id: Option<&str>) -> Span {
         macro_rules! span {
-            ($name:literal) => {
+            ($name:literal $(, $field:ident)*) => {
                 info_span!(
                     target: "coze::request",
                     $name,
@@ -60,11 +60,12 @@ impl Side {
                     bot = Empty,
                     status = Empty,
                     outcome = Empty,
+                    $($field = Empty,)*
                 )
             };
         }
         match self {
-            Self::Server => span!("http_server"),
+            Self::Server => span!("http_server", auth_error_code, auth_trace_id, auth_resource, auth_client),
             Self::Client => span!("http_client"),
         }
     }

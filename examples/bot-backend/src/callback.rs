@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use axum::body::Body;
 use bytes::Bytes;
 use coze_auth::{Callback, Decision, Policy};
-use coze_core::{BotId, BoxError, Context, Error, Kind};
+use coze_core::{BotId, BoxError, Context, Error, Kind, Refusal};
 use http::{Request, Response};
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -33,21 +33,15 @@ impl Callbacks {
         Self { prefix, bots: Arc::new(bots) }
     }
 
-    fn of(&self, path: &str) -> Result<(&BotId, &Callback), Error> {
+    /// `None` if the bot is not ours.
+    fn of(&self, path: &str) -> Result<Option<(&BotId, &Callback)>, Error> {
         let named = path.strip_prefix(self.prefix).and_then(|rest| rest.strip_prefix('/')).filter(|id| !id.is_empty());
-        let found = match named {
-            Some(id) => self.bots.get_key_value(id),
-            None if self.bots.len() == 1 => self.bots.iter().next(),
-            None => {
-                return Err(Error::new(Kind::Unauthenticated, "missing_credentials")
-                    .with_message("the path does not name a bot, and there is more than one callback or none"));
-            }
-        };
-        // The same as of a wrong signature, so that nobody learns which bots there are.
-        found.ok_or_else(|| {
-            Error::new(Kind::Unauthenticated, "signature_invalid")
-                .with_message("the signature is not that of the body under a current key")
-        })
+        match named {
+            Some(id) => Ok(self.bots.get_key_value(id)),
+            None if self.bots.len() == 1 => Ok(self.bots.iter().next()),
+            None => Err(Error::new(Kind::Unauthenticated, "missing_credentials")
+                .with_message("the path does not name a bot, and there is more than one callback or none")),
+        }
     }
 }
 
@@ -61,16 +55,24 @@ where
 
     fn authorize(&self, mut request: Request<B>) -> Decision<(Request<Self::Body>, ()), Self::Future> {
         let context = Context::of(request.extensions_mut());
-        match self.of(request.uri().path()) {
-            Ok((bot, callback)) => {
+        let error = match self.of(request.uri().path()) {
+            Ok(Some((bot, callback))) => {
                 context.bot.get_or_init(|| bot.clone());
-                callback.authorize(request)
+                return callback.authorize(request);
+            }
+            Ok(None) => {
+                let refusal = Refusal { kind: Kind::Unauthenticated, reason: "unknown_key", client: None };
+                context.refusal.get_or_init(|| refusal);
+                // The same as of a wrong signature, so that nobody learns which bots there are.
+                Error::new(Kind::Unauthenticated, "signature_invalid")
+                    .with_message("the signature is not that of the body under a current key")
             }
             Err(error) => {
-                context.auth.get_or_init(|| error.reason());
-                Decision::Now(Err(error))
+                context.refusal.get_or_init(|| Refusal::from(&error));
+                error
             }
-        }
+        };
+        Decision::Now(Err(error))
     }
 }
 

@@ -51,7 +51,7 @@ impl Issuer {
         self
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &Arc<str> {
         &self.name
     }
 

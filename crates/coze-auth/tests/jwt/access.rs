@@ -1,7 +1,7 @@
 //! What a caller may do, and what is only reported.
 
 use coze_auth::{Issuer, Jwt, JwtKeys, KeyFetch, Routes};
-use coze_core::{Error, Kind, Principal};
+use coze_core::{Context, Error, Kind, Principal};
 use http::{Method, Request, header::AUTHORIZATION};
 
 use crate::token::{ISSUER, NOW, ask, bearing, issuer, jwt, token, valid};
@@ -16,7 +16,10 @@ async fn asked(policy: &Jwt, method: Method, path: &str, token: &str) -> (&'stat
     let request = Request::builder().method(method).uri(path).header(AUTHORIZATION, header).body(());
     let (answer, context) = ask(policy, request.expect("a request")).await;
     let verdict = answer.as_ref().map_or_else(Error::reason, |()| "ok");
-    assert_eq!(context.auth.get(), Some(&verdict));
+    assert_eq!(context.auth(), Some(verdict));
+    let client = context.refusal.get().map(|refusal| refusal.client.as_deref());
+    assert_eq!(client, (verdict != "ok").then_some(Some(ISSUER)), "it is counted under its issuer");
+    assert_eq!(context.token_life.get().is_some(), verdict == "ok", "only of accepted tokens");
     assert!(answer.err().is_none_or(|error| error.kind() == Kind::PermissionDenied));
     (verdict, context.principal.get().map(|principal| principal.subject.to_string()))
 }
@@ -81,19 +84,25 @@ async fn a_closure_decides_too() {
     assert_eq!(asked(&policy, Method::GET, "/yours", &valid()).await.0, "policy_denied");
 }
 
+/// What would have been the reason of a refusal, where there was none.
+fn reported(context: &Context) -> Option<&'static str> {
+    assert_eq!(context.refusal.get(), None);
+    context.reported.get().map(|refusal| refusal.reason)
+}
+
 #[tokio::test]
 async fn what_is_only_reported_is_counted_and_let_through_without_a_principal_of_bad_tokens() {
     let policy = guarded(issuer()).report_only();
     let clone = policy.clone();
     let (answer, context) = ask(&clone, bearing("forged")).await;
     assert!(answer.is_ok());
-    assert_eq!((context.auth.get(), context.principal.get()), (Some(&"parse_error"), None));
+    assert_eq!((reported(&context), context.principal.get()), (Some("parse_error"), None));
     let (answer, context) = ask(&policy, Request::builder().body(()).expect("a request")).await;
     assert!(answer.is_ok());
-    assert_eq!((context.auth.get(), context.principal.get()), (Some(&"missing_credentials"), None));
+    assert_eq!((reported(&context), context.principal.get()), (Some("missing_credentials"), None));
     let (answer, context) = ask(&policy, bearing(valid())).await;
     assert!(answer.is_ok());
-    assert_eq!(context.auth.get(), Some(&"policy_denied"));
+    assert_eq!((reported(&context), context.auth()), (Some("policy_denied"), Some("ok")));
     assert_eq!(context.principal.get().map(|p| &*p.subject), Some("alice"), "this one is who it says");
     assert_eq!((policy.reported(), clone.reported()), (3, 3));
     assert_eq!(jwt(issuer()).reported(), 0);
@@ -105,5 +114,5 @@ async fn what_had_to_wait_for_a_key_is_reported_too() {
     let policy = jwt(Issuer::new(ISSUER, JwtKeys::fetched(down))).report_only();
     let (answer, context) = ask(&policy, bearing(valid())).await;
     assert!(answer.is_ok());
-    assert_eq!((context.auth.get(), policy.reported()), (Some(&"keys_unavailable"), 1));
+    assert_eq!((reported(&context), policy.reported()), (Some("keys_unavailable"), 1));
 }

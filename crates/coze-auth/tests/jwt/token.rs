@@ -130,7 +130,7 @@ pub(crate) async fn ask(policy: &Jwt, mut request: Request<()>) -> (Result<(), E
 pub(crate) async fn verdict(policy: &Jwt, token: impl AsRef<[u8]>) -> &'static str {
     let (answer, context) = ask(policy, bearing(token)).await;
     let verdict = answer.as_ref().map_or_else(Error::reason, |()| "ok");
-    assert_eq!(context.auth.get(), Some(&verdict));
+    assert_eq!(context.auth(), Some(verdict));
     assert_eq!(context.principal.get().is_some(), answer.is_ok(), "a principal is noted if and only if it is accepted");
     verdict
 }

@@ -1,5 +1,6 @@
 //! The observe layer over a mock of the inner service.
 
+mod auth;
 mod ends;
 mod hostile;
 mod ids;
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use coze_core::{BotId, BoxError, Context, Kind, TenantId};
+use coze_core::{BotId, BoxError, Context, Kind, Principal, TenantId};
 use coze_observe::{Inbound, Observe, ObserveLayer, Outbound, Policy, ResponseBody};
 use http::{Method, Request, Response, request::Parts};
 use http_body_util::BodyExt;
@@ -106,7 +107,7 @@ async fn what_inner_layers_note_is_in_the_line() {
         let context = Context::of(request.extensions_mut());
         context.tenant.set(TenantId::new("acme").expect("valid")).expect("empty");
         context.bot.set(BotId::new("b1").expect("valid")).expect("empty");
-        context.auth.set("ok").expect("empty");
+        context.principal.set(Principal::new("webhook", "b1")).expect("empty");
         context.limit.set("app").expect("empty");
         context.failure.set((Kind::RateLimited, "app_qps")).expect("empty");
         context.attempts.fetch_add(3, Ordering::Relaxed);
