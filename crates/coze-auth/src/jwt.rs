@@ -16,10 +16,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context as Task, Poll, ready},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -45,6 +42,7 @@ pub use self::{
 use crate::{
     Admitted, Decision, Policy,
     refused::Refused,
+    report::Report,
     verify::{malformed, missing},
 };
 
@@ -84,8 +82,7 @@ pub struct Jwt {
     revoked: Arc<Revoked>,
     hashing: Hashing,
     access: Option<Rules>,
-    /// How many requests went through that would have been refused, if that is all that happens to them.
-    reported: Option<Arc<AtomicU64>>,
+    report: Report,
 }
 
 impl Jwt {
@@ -109,7 +106,7 @@ impl Jwt {
             revoked: Arc::new(Revoked::new(65_536)),
             hashing: Hashing::new(),
             access: None,
-            reported: None,
+            report: Report::default(),
         })
     }
 
@@ -157,13 +154,13 @@ impl Jwt {
     /// as it may well be without a principal. For trying out rules while something else guards the service.
     #[must_use]
     pub fn report_only(self) -> Self {
-        Self { reported: Some(Arc::default()), ..self }
+        Self { report: Report::only(), ..self }
     }
 
     /// How many requests [`Jwt::report_only`] let through that would have been refused, over all clones.
     #[must_use]
     pub fn reported(&self) -> u64 {
-        self.reported.as_ref().map_or(0, |reported| reported.load(Ordering::Relaxed))
+        self.report.count()
     }
 
     /// Refuses this token (`revoked`) from now on until the given time, which is best when it expires or later.
@@ -219,21 +216,13 @@ impl Jwt {
         Refused::from(error).of(Some(self.issuers[issuer].name()))
     }
 
-    /// The verdict on a request that waits no longer, noted; lets a refused one through where it is only reported.
+    /// The verdict on a request that waits no longer.
     fn settled(&self, context: &Context, verdict: Result<(), Refusal>) -> Result<(), Error> {
-        let refused = match verdict {
-            Ok(()) => return Ok(()),
-            Err(Refusal::For(refused)) => refused,
-            Err(Refusal::NoKey(issuer)) => self.of(issuer, self.issuers[issuer].keys().absent()),
-        };
-        match &self.reported {
-            Some(reported) => {
-                reported.fetch_add(1, Ordering::Relaxed);
-                refused.report(context);
-                Ok(())
-            }
-            None => Err(refused.note(context)),
-        }
+        let verdict = verdict.map_err(|refusal| match refusal {
+            Refusal::For(refused) => refused,
+            Refusal::NoKey(issuer) => self.of(issuer, self.issuers[issuer].keys().absent()),
+        });
+        self.report.settle(context, verdict)
     }
 
     fn verify(&self, token: &[u8], now: f64) -> Result<Arc<Entry>, Refusal> {
@@ -355,7 +344,7 @@ impl fmt::Debug for Jwt {
             .field("tenant", &self.tenant)
             .field("limit", &self.limit)
             .field("access", &self.access)
-            .field("reported", &self.reported)
+            .field("report", &self.report)
             .finish_non_exhaustive()
     }
 }

@@ -14,7 +14,7 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
 
-use crate::{Admitted, Decision, VerifiedBody, refused::Refused};
+use crate::{Admitted, Decision, VerifiedBody, refused::Refused, report::Report};
 
 /// How many frames are taken in before the timer and other tasks get their turn.
 const FRAMES_PER_POLL: usize = 64;
@@ -24,8 +24,11 @@ const FRAMES_PER_POLL: usize = 64;
 /// The body is judged when it is complete: it is kept until then in any case, and a request that waits for its body is
 /// small if it carries no state of a hash.
 pub trait Check {
-    /// Judges the body, and notes on the context who signed it.
-    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Refused>;
+    /// What is left to wait for when the signature is right. In the end it notes who signed.
+    type Wait: Future<Output = Result<(), Refused>>;
+
+    /// Judges the body, and notes on the context who signed it, if nothing has to be waited for.
+    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<Option<Self::Wait>, Refused>;
 }
 
 /// How much of an unverified body is read, and for how long.
@@ -63,35 +66,61 @@ impl Limits {
 pin_project! {
     /// Reads a body, and judges its signature.
     #[must_use = "futures do nothing unless polled"]
-    pub struct Verify<B, C> {
+    pub struct Verify<B, C>
+    where
+        C: Check,
+    {
         #[pin]
         body: B,
         #[pin]
         timer: Option<Sleep>,
         limits: Limits,
+        report: Report,
         context: Context,
-        head: Option<(Parts, C)>,
+        parts: Option<Parts>,
+        // What the head said, until the body is there.
+        check: Option<Result<C, Refused>>,
         read: VerifiedBody,
+        #[pin]
+        wait: Option<C::Wait>,
     }
 }
 
-impl<B: Body, C> Verify<B, C> {
-    /// Decides by the head of the request (`check`), and if that is in order by its body.
+impl<B: Body, C: Check> Verify<B, C> {
+    /// Decides by the head of the request (`check`), and if that is in order, or refusals are only reported, by its body.
     pub(crate) fn decide(
         request: Request<B>,
         limits: Limits,
+        report: &Report,
         check: impl FnOnce(&Parts) -> Result<C, Refused>,
     ) -> Decision<Admitted<VerifiedBody>, Self> {
         let (mut parts, body) = request.into_parts();
         let context = Context::of(&mut parts.extensions);
-        let admitted = check(&parts).and_then(|check| Ok(limits.admit(&parts.headers, &body).map(|()| check)?));
+        let admitted = match check(&parts) {
+            Err(refused) if !report.is_on() => Err(refused),
+            checked => limits.admit(&parts.headers, &body).map(|()| checked).map_err(Refused::from),
+        };
         match admitted {
-            Ok(check) => {
-                let head = Some((parts, check));
-                Decision::Later(Self { body, timer: None, limits, context, head, read: VerifiedBody::default() })
-            }
+            Ok(checked) => Decision::Later(Self {
+                body,
+                timer: None,
+                limits,
+                report: report.clone(),
+                context,
+                parts: Some(parts),
+                check: Some(checked),
+                read: VerifiedBody::default(),
+                wait: None,
+            }),
             Err(refused) => Decision::Now(Err(refused.note(&context))),
         }
+    }
+
+    fn done(self: Pin<&mut Self>, verdict: Result<(), Refused>) -> Result<Admitted<VerifiedBody>, Error> {
+        let this = self.project();
+        this.report.settle(this.context, verdict)?;
+        let parts = this.parts.take().expect("a future is not polled after it is ready");
+        Ok((Request::from_parts(parts, mem::take(this.read)), ()))
     }
 }
 
@@ -150,19 +179,26 @@ where
     type Output = Result<Admitted<VerifiedBody>, Error>;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
-        let read = ready!(self.as_mut().poll_read(task));
-        let this = self.project();
-        let (parts, check) = this.head.take().expect("a future is not polled after it is ready");
-        let mut body = mem::take(this.read);
-        let verdict = read.map_err(Refused::from).and_then(|()| check.finish(this.context, &mut body));
-        Poll::Ready(match verdict {
-            Ok(()) => Ok((Request::from_parts(parts, body), ())),
-            Err(refused) => Err(refused.note(this.context)),
-        })
+        if self.check.is_some() {
+            let read = ready!(self.as_mut().poll_read(task));
+            let mut this = self.as_mut().project();
+            let checked = this.check.take().expect("just seen");
+            if let Err(error) = read {
+                // What was not read to its end cannot be handed on, whatever happens to other refusals.
+                return Poll::Ready(Err(Refused::from(error).note(this.context)));
+            }
+            match checked.and_then(|check| check.finish(this.context, this.read)) {
+                Ok(Some(wait)) => this.wait.set(Some(wait)),
+                finished => return Poll::Ready(self.done(finished.map(|_| ()))),
+            }
+        }
+        let wait = self.as_mut().project().wait.as_pin_mut().expect("a future is not polled after it is ready");
+        let verdict = ready!(wait.poll(task));
+        Poll::Ready(self.done(verdict))
     }
 }
 
-impl<B, C> fmt::Debug for Verify<B, C> {
+impl<B, C: Check> fmt::Debug for Verify<B, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Verify").field("limits", &self.limits).field("read", &self.read).finish_non_exhaustive()
     }

@@ -1,4 +1,4 @@
-use std::{collections::HashMap, fmt, slice, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, future::Pending, slice, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use crate::{
     Admitted, Decision, Key, Policy, VerifiedBody,
     key::bounded,
     refused::Refused,
+    report::Report,
     verify::{self, Check, Limits, Verify},
 };
 
@@ -40,13 +41,14 @@ pub struct Webhook {
     prefix: Option<Arc<str>>,
     limits: Limits,
     user: Option<Arc<UserHook>>,
+    report: Report,
 }
 
 impl Webhook {
     /// Checks signatures against these keys.
     #[must_use]
     pub fn new(keys: WebhookKeys) -> Self {
-        Self { keys, prefix: None, limits: Limits::default(), user: None }
+        Self { keys, prefix: None, limits: Limits::default(), user: None, report: Report::default() }
     }
 
     /// Takes what follows `prefix` in the path as the bot's id: `/webhook` makes it `b1` in `/webhook/b1`. Nothing is
@@ -72,6 +74,20 @@ impl Webhook {
     #[must_use]
     pub fn user(self, read: impl Fn(&[u8]) -> Option<UserId> + Send + Sync + 'static) -> Self {
         Self { user: Some(Arc::new(read)), ..self }
+    }
+
+    /// Refuses only what cannot be handed on, because its body is too large, too slow or breaks off. Everything else that would
+    /// have been refused is counted, noted on the context as reported, and let through, without a principal or bot. For trying
+    /// out the scheme while something else guards the service.
+    #[must_use]
+    pub fn report_only(self) -> Self {
+        Self { report: Report::only(), ..self }
+    }
+
+    /// How many requests [`Webhook::report_only`] let through that would have been refused, over all clones.
+    #[must_use]
+    pub fn reported(&self) -> u64 {
+        self.report.count()
     }
 
     /// Finds the bot the request names; `None` if it is not ours.
@@ -107,7 +123,7 @@ where
     type Future = Verify<B, Signed>;
 
     fn authorize(&self, request: Request<B>) -> Decision<Admitted<VerifiedBody>, Self::Future> {
-        Verify::decide(request, self.limits, |parts| {
+        Verify::decide(request, self.limits, &self.report, |parts| {
             let signature = verify::signature(&parts.headers, SIGNATURE).map_err(|error| {
                 let bot = self.bot(parts).ok().flatten();
                 Refused::from(error).of(bot.as_ref().map(|bot| &bot.principal.subject))
@@ -205,7 +221,9 @@ impl fmt::Debug for Signed {
 }
 
 impl Check for Signed {
-    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Refused> {
+    type Wait = Pending<Result<(), Refused>>;
+
+    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<Option<Self::Wait>, Refused> {
         // The decoy is for work's sake: what it verifies is refused all the same.
         let keys = self.bot.as_ref().map_or(slice::from_ref(&self.keys.0.decoy), |bot| &bot.keys);
         // Every key is tried, and each comparison takes constant time: how long it takes does not tell which key it was.
@@ -226,6 +244,6 @@ impl Check for Signed {
         if let Some(user) = self.user.and_then(|read| read(body.contiguous())) {
             context.user.get_or_init(|| user);
         }
-        Ok(())
+        Ok(None)
     }
 }
