@@ -27,7 +27,13 @@ const STEPS: [Step; 7] = [
 /// A crate with features compiles with none of them, and with each alone: what all of them bring in together must not hide what
 /// one of them lacks.
 fn features() -> Outcome {
-    for alone in ["-p coze-auth", "-p coze-auth --features jwt", "-p coze-auth --features oauth", "-p coze-secret"] {
+    for alone in [
+        "-p coze-auth",
+        "-p coze-auth --features jwt",
+        "-p coze-auth --features oauth",
+        "-p coze-auth --features redis",
+        "-p coze-secret",
+    ] {
         run(cargo().arg("check").args(alone.split(' ')))?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 use std::{
     fmt,
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -12,10 +12,11 @@ use sha1::{Digest, Sha1};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::{
-    Admitted, Decision, Key, Policy, VerifiedBody,
+    Admitted, Decision, Key, MemoryReplay, Policy, ReplayStore, VerifiedBody,
     key::bounded,
-    nonces::{self, Nonces},
     refused::Refused,
+    replay::{Accept, Once},
+    report::Report,
     verify::{self, Check, Limits, Verify},
 };
 
@@ -32,22 +33,19 @@ const MAX_NONCE: usize = 128;
 ///
 /// What is accepted is noted on the context as a principal of the scheme `callback`. Clones share the nonces.
 ///
-/// A nonce is used up by a request whose signature is right, and is kept until its timestamp leaves the window. So nobody but
-/// the platform can fill the store, and a store full of nonces that still count refuses new ones (`nonces_full`) instead of
-/// forgetting one, which would let its request in again. Each process has its own store.
+/// A nonce is used up by a request whose signature is right, and is kept until its timestamp leaves the window. Each process
+/// has its own memory of them, unless there is a [`Callback::store`] that several share.
 ///
 /// When the platform hears no answer in time it sends the *event* again under a new nonce. That is not a replay, and passes:
 /// whoever must not handle an event twice remembers its `header.event_id`.
 ///
 /// As with [`Webhook`](crate::Webhook) a body is held in memory until it is verified.
 #[derive(Clone)]
-pub struct Callback {
-    principal: Principal,
+pub struct Callback<R = MemoryReplay> {
     tokens: Arc<[Key]>,
     limits: Limits,
-    window: Duration,
-    clock: fn() -> SystemTime,
-    nonces: Arc<Mutex<Nonces>>,
+    once: Once<R>,
+    report: Report,
 }
 
 impl Callback {
@@ -61,13 +59,28 @@ impl Callback {
             return Err(Error::new(Kind::Invalid, "keys_missing").with_message("a callback app has at least one token"));
         }
         Ok(Self {
-            principal: Principal::new("callback", app),
             tokens: tokens.into(),
             limits: Limits::default(),
-            window: Duration::from_secs(5 * 60),
-            clock: SystemTime::now,
-            nonces: Arc::new(Mutex::new(Nonces::new(65_536))),
+            once: Once::new(Principal::new("callback", app), MemoryReplay::default()),
+            report: Report::default(),
         })
+    }
+
+    /// How many nonces are kept; 65 536 unless set, which are 218 callbacks in each second of a window of 5 minutes. Starts
+    /// with an empty store, shared by the clones made from now on.
+    #[must_use]
+    pub fn nonces(self, capacity: usize) -> Self {
+        self.store(MemoryReplay::new(capacity))
+    }
+}
+
+impl<R> Callback<R> {
+    /// Keeps the nonces elsewhere than in a memory of its own. Several apps may share a store.
+    #[must_use]
+    pub fn store<T: ReplayStore>(self, store: T) -> Callback<T> {
+        let Once { principal, window, clock, .. } = self.once;
+        let once = Once { principal, window, clock, store };
+        Callback { tokens: self.tokens, limits: self.limits, once, report: self.report }
     }
 
     /// The most bytes a body may have; 1 MiB unless set.
@@ -85,45 +98,36 @@ impl Callback {
     /// How far a timestamp may be from our clock, either way; 5 minutes unless set.
     #[must_use]
     pub fn window(self, window: Duration) -> Self {
-        Self { window, ..self }
+        Self { once: Once { window, ..self.once }, ..self }
     }
 
     /// Reads the time elsewhere than from [`SystemTime::now`].
     #[must_use]
     pub fn clock(self, clock: fn() -> SystemTime) -> Self {
-        Self { clock, ..self }
+        Self { once: Once { clock, ..self.once }, ..self }
     }
 
-    /// How many nonces are kept; 65 536 unless set, which are 218 callbacks in each second of a window of 5 minutes. Starts
-    /// with an empty store, shared by the clones made from now on.
+    /// Refuses only what cannot be handed on, as [`Webhook::report_only`](crate::Webhook::report_only) does.
     #[must_use]
-    pub fn nonces(self, capacity: usize) -> Self {
-        Self { nonces: Arc::new(Mutex::new(Nonces::new(capacity))), ..self }
+    pub fn report_only(self) -> Self {
+        Self { report: Report::only(), ..self }
     }
 
-    /// The current time, if a request of the time `sent` still counts, in milliseconds of the Unix clock.
-    fn now(&self, sent: u64) -> Result<u64, Error> {
-        let now = millis((self.clock)().duration_since(UNIX_EPOCH).unwrap_or_default());
-        let reason = match millis(self.window) {
-            window if sent < now.saturating_sub(window) => "token_expired",
-            window if sent > now.saturating_add(window) => "token_not_yet_valid",
-            _ => return Ok(now),
-        };
-        Err(Error::new(Kind::Unauthenticated, reason)
-            .with_message(format!("the header {TIMESTAMP} is not within {:?} of our clock", self.window)))
+    /// How many requests [`Callback::report_only`] let through that would have been refused, over all clones.
+    #[must_use]
+    pub fn reported(&self) -> u64 {
+        self.report.count()
     }
+}
 
-    fn refused(&self, error: Error) -> Refused {
-        Refused::from(error).of(Some(&self.principal.subject))
-    }
-
-    fn check(&self, headers: &HeaderMap) -> Result<Summed, Error> {
+impl<R: Clone> Callback<R> {
+    fn check(&self, headers: &HeaderMap) -> Result<Summed<R>, Error> {
         let signature = verify::signature(headers, SIGNATURE)?;
         // 13 digits, as milliseconds have from 2001 to 2286. The hash does not say where the timestamp ends and the nonce
         // begins: at any other length a copy could count a digit of the nonce to the timestamp, and have a nonce of its own.
         let digits = verify::required(headers, TIMESTAMP)?;
         let sent = digits.to_str().ok().filter(|d| d.len() == 13 && d.bytes().all(|b| b.is_ascii_digit()));
-        let Some(sent) = sent.and_then(|digits| digits.parse().ok()) else {
+        let Some(sent) = sent.and_then(|digits| digits.parse().ok()).map(Duration::from_millis) else {
             return Err(verify::malformed(format!("the header {TIMESTAMP} is not 13 digits")));
         };
         let nonce = verify::required(headers, NONCE)?;
@@ -131,87 +135,71 @@ impl Callback {
         let Some(nonce) = nonce else {
             return Err(verify::malformed(format!("the header {NONCE} is not 1 to {MAX_NONCE} ascii characters")));
         };
-        self.now(sent)?;
+        self.once.now(sent)?;
         let head = Sha1::new().chain_update(digits).chain_update(nonce);
-        Ok(Summed { head, signature, sent, nonce: nonce.into(), policy: self.clone() })
+        let once = self.once.clone();
+        Ok(Summed { head, signature, sent, id: once.id(nonce), tokens: self.tokens.clone(), once })
     }
 }
 
-impl<B> Policy<B> for Callback
+impl<B, R> Policy<B> for Callback<R>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<BoxError>,
+    R: ReplayStore + Clone,
 {
     type Body = VerifiedBody;
     type Ticket = ();
-    type Future = Verify<B, Summed>;
+    type Future = Verify<B, Summed<R>>;
 
     fn authorize(&self, request: Request<B>) -> Decision<Admitted<VerifiedBody>, Self::Future> {
-        Verify::decide(request, self.limits, |parts| self.check(&parts.headers).map_err(|error| self.refused(error)))
+        Verify::decide(request, self.limits, &self.report, |parts| {
+            self.check(&parts.headers).map_err(|error| self.once.refused(error))
+        })
     }
 }
 
-impl fmt::Debug for Callback {
+impl<R> fmt::Debug for Callback<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Callback")
-            .field("principal", &self.principal)
+            .field("principal", &self.once.principal)
             .field("tokens", &self.tokens)
             .field("limits", &self.limits)
-            .field("window", &self.window)
+            .field("window", &self.once.window)
             .finish_non_exhaustive()
     }
 }
 
 /// A callback that waits for its body.
-pub struct Summed {
+pub struct Summed<R> {
     /// The hash of what comes before the token and the body.
     head: Sha1,
     signature: [u8; 20],
-    sent: u64,
-    nonce: Box<str>,
-    policy: Callback,
+    sent: Duration,
+    id: String,
+    tokens: Arc<[Key]>,
+    once: Once<R>,
 }
 
-impl fmt::Debug for Summed {
+impl<R> fmt::Debug for Summed<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Summed").finish_non_exhaustive()
     }
 }
 
-impl Check for Summed {
-    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<(), Refused> {
-        self.judge(body).map_err(|error| self.policy.refused(error))?;
-        context.principal.get_or_init(|| self.policy.principal.clone());
-        Ok(())
-    }
-}
+impl<R: ReplayStore> Check for Summed<R> {
+    type Wait = Accept<R>;
 
-impl Summed {
-    /// Verifies the signature, and uses up the nonce.
-    fn judge(&self, body: &VerifiedBody) -> Result<(), Error> {
+    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<Option<Accept<R>>, Refused> {
         // Every token is tried, and each comparison takes constant time: how long it takes does not tell which one it was.
-        let verified = self.policy.tokens.iter().fold(Choice::from(0), |found, token| {
+        let verified = self.tokens.iter().fold(Choice::from(0), |found, token| {
             let mut hash = self.head.clone().chain_update(token.bytes());
             body.frames().for_each(|frame| hash.update(frame));
             found | hash.finalize().ct_eq(&self.signature)
         });
-        if !bool::from(verified) {
-            return Err(verify::unsigned());
+        match bool::from(verified) {
+            true => self.once.accept(context, &self.id, self.sent),
+            false => Err(self.once.refused(verify::unsigned())),
         }
-        let end = self.sent.saturating_add(millis(self.policy.window));
-        let mut nonces = self.policy.nonces.lock().expect("nobody panics while holding the nonces");
-        // Time has passed since the head was checked, and a nonce whose time is over is forgotten. So the clock is read again,
-        // under the lock: what still counts now was not forgotten by somebody who read it later.
-        let now = self.policy.now(self.sent)?;
-        nonces.take(&self.nonce, end, now).map_err(|refused| match refused {
-            nonces::Refused::Used => Error::new(Kind::Unauthenticated, "replayed")
-                .with_message(format!("the nonce in the header {NONCE} was used before")),
-            nonces::Refused::Full => Error::new(Kind::Overloaded, "nonces_full")
-                .with_message("more callbacks than can be told apart arrived within the clock window"),
-        })
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -8,13 +8,16 @@ mod future;
 mod jwt;
 mod key;
 mod layer;
-mod nonces;
 #[cfg(feature = "oauth")]
 mod oauth;
 mod per_tenant;
 mod policy;
 mod refused;
+#[cfg(feature = "redis")]
+mod remote;
 mod renewing;
+mod replay;
+mod report;
 mod service;
 mod token;
 mod verify;
@@ -36,6 +39,9 @@ pub use oauth::{
 pub use per_tenant::PerTenant;
 pub use policy::{Admitted, Decision, Policy};
 pub use renewing::Renewing;
+#[cfg(feature = "redis")]
+pub use replay::RedisReplay;
+pub use replay::{MemoryReplay, ReplayStore};
 pub use service::Auth;
 pub use token::{Refresher, Static, Token, TokenSource, TokenSources, lifetime};
 pub use webhook::{Webhook, WebhookKeys};

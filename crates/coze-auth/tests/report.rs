@@ -28,7 +28,11 @@ fn message(signature: &str, body: impl Into<Script>) -> Request<Script> {
 /// What was reported, what was refused, and whether a signer is noted.
 fn notes(context: &Context) -> (Option<&'static str>, Option<&'static str>, bool) {
     let reason = |refusal: Option<&Refusal>| refusal.map(|refusal| refusal.reason);
-    (reason(context.reported.get()), reason(context.refusal.get()), context.principal.get().is_some() && context.bot.get().is_some())
+    (
+        reason(context.reported.get()),
+        reason(context.refusal.get()),
+        context.principal.get().is_some() && context.bot.get().is_some(),
+    )
 }
 
 #[tokio::test]
@@ -36,7 +40,8 @@ async fn what_is_wrong_with_a_message_is_noted_and_counted_and_the_message_hande
     let policy = webhook();
     let clone = policy.clone();
     let forged = "00".repeat(32);
-    for (signature, expected) in [("zz", Some("parse_error")), (&forged, Some("signature_invalid")), (SIGNATURE, None)] {
+    for (signature, expected) in [("zz", Some("parse_error")), (&forged, Some("signature_invalid")), (SIGNATURE, None)]
+    {
         let (passed, context) = noted(&clone, message(signature, Script::framed(BODY.as_bytes(), 3))).await;
         let body = passed.expect("handed on").into_body().collect().await.expect("whole").to_bytes();
         assert_eq!(body, BODY);

@@ -21,6 +21,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "hex",
             "hmac",
             "http-body-util",
+            "redis",
             "serde",
             "serde_json",
             "sha1",
