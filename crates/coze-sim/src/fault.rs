@@ -107,6 +107,8 @@ pub enum FaultKind {
     Reset,
     /// All access tokens that OAuth gave out end now, so this request and others fail until a new token is fetched.
     ExpireTokens,
+    /// The person does not consent: the authorize page leads back with `error=access_denied` (RFC 6749 §4.1.2.1).
+    RefuseConsent,
     /// Time between two events of a stream.
     DelayEvents {
         /// In JSON milliseconds, `ms`.

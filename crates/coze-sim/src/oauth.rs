@@ -9,6 +9,7 @@ use crate::{
     auth::{self, Grant},
     call::{Call, Fields, encode},
     config::ErrorShape,
+    fault::FaultKind,
     jwt,
     reply::{Refusal, Reply},
     state::{Shared, State},
@@ -92,9 +93,9 @@ fn app<'a>(shared: &'a Shared, id: &str) -> Result<&'a App, Denied> {
     }
 }
 
-/// `GET …/oauth2/authorize`, also for one workspace: everybody consents at once.
+/// `GET …/oauth2/authorize`, also for one workspace: everybody consents at once, or refuses where a fault says so.
 pub(crate) fn authorize(shared: &Shared, state: &mut State, call: &Call) -> Result<Reply, Refusal> {
-    let code = || -> Result<String, Denied> {
+    let leads_to = || -> Result<String, Denied> {
         let need = |name: &str| call.query(name).ok_or_else(|| Denied::request(name));
         if need("response_type")? != "code" {
             return Err(Denied::request("response_type"));
@@ -111,15 +112,18 @@ pub(crate) fn authorize(shared: &Shared, state: &mut State, call: &Call) -> Resu
             _ => return Err(Denied::request("code_challenge_method")),
         };
         let due = call.now.checked_add(shared.config.oauth.code_lifetime);
-        let code = state.ids.secret("code_");
-        state.codes.insert(
-            code.clone(),
-            Code { client: app.client_id.clone(), redirect: redirect.to_owned(), challenge, due },
-        );
-        // The code goes before a fragment, after what query there is.
+        let answer = if call.fault == FaultKind::RefuseConsent {
+            "error=access_denied".to_owned()
+        } else {
+            let code = state.ids.secret("code_");
+            let (client, redirect) = (app.client_id.clone(), redirect.to_owned());
+            state.codes.insert(code.clone(), Code { client, redirect, challenge, due });
+            format!("code={code}")
+        };
+        // The answer goes before a fragment, after what query there is.
         let (page, fragment) = redirect.split_once('#').map_or((redirect, None), |(page, rest)| (page, Some(rest)));
         let mark = if page.contains('?') { '&' } else { '?' };
-        let mut to = format!("{page}{mark}code={code}");
+        let mut to = format!("{page}{mark}{answer}");
         if let Some(value) = call.query("state") {
             to.push_str(&format!("&state={}", encode(value)));
         }
@@ -129,7 +133,7 @@ pub(crate) fn authorize(shared: &Shared, state: &mut State, call: &Call) -> Resu
             Err(_) => Err(Denied::request("redirect_uri")),
         }
     };
-    Ok(finish(shared, { code }().map(Reply::Redirect)))
+    Ok(finish(shared, { leads_to }().map(Reply::Redirect)))
 }
 
 /// `POST …/oauth2/device/code`, also for one workspace.

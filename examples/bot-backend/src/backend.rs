@@ -14,6 +14,7 @@ use crate::{
     app::{Answerer, App},
     config::Config,
     metrics,
+    oauth::Consent,
     ready::Readiness,
     server::Server,
     service_account,
@@ -39,14 +40,20 @@ impl Backend {
     /// opened, or the address not be listened on. The message says what to do about it.
     pub async fn start(config: &Config, echo: bool) -> Result<Self, Error> {
         let metrics = metrics::recorder();
+        let tasks = TaskTracker::new();
+        let consent = match &config.platform.oauth {
+            Some(oauth) if !echo => Some(Arc::new(Consent::open(&config.platform, oauth, tasks.clone()).await?)),
+            _ => None,
+        };
         let app = Arc::new(App {
             store: Store::open(&config.storage.conversations).await?,
             sessions: Sessions::open(&config.storage.sessions)?,
-            answerer: if echo { Answerer::Echo } else { answerer(config)? },
+            answerer: if echo { Answerer::Echo } else { answerer(config, consent.as_deref())? },
+            consent,
             bots: config.bots.iter().map(|bot| (bot.id.clone(), bot.clone())).collect(),
             request_timeout: config.http.request_timeout,
             silence_timeout: config.platform.silence_timeout,
-            tasks: TaskTracker::new(),
+            tasks,
             stop: CancellationToken::new(),
         });
         let platform = (!echo).then(|| (config.platform.url.host().to_owned(), config.platform.url.port()));
@@ -88,10 +95,10 @@ impl Backend {
     }
 }
 
-fn answerer(config: &Config) -> Result<Answerer, Error> {
-    let platform = match (&config.platform.token, &config.platform.service_account) {
-        (Some(token), _) => stack::platform(config, Static::new(token.expose())?)?,
-        (None, Some(account)) => {
+fn answerer(config: &Config, consent: Option<&Consent>) -> Result<Answerer, Error> {
+    let platform = match (&config.platform.token, &config.platform.service_account, consent) {
+        (Some(token), ..) => stack::platform(config, Static::new(token.expose())?)?,
+        (None, Some(account), _) => {
             let per_tenant = account.session_per_tenant;
             let account = service_account::open(&config.platform, account)?;
             if per_tenant {
@@ -101,10 +108,11 @@ fn answerer(config: &Config) -> Result<Answerer, Error> {
                 stack::platform(config, Renewing::new(account))?
             }
         }
-        (None, None) => {
+        (None, None, Some(consent)) => stack::platform(config, consent.source())?,
+        (None, None, None) => {
             return Err(Error::new(Kind::Precondition, "no_credentials").with_message(
-                "nothing to authenticate to the platform with: set platform.token or platform.service_account, \
-                 or the environment variable BOT_PLATFORM_TOKEN",
+                "nothing to authenticate to the platform with: set platform.token, platform.service_account or \
+                 platform.oauth, or the environment variable BOT_PLATFORM_TOKEN",
             ));
         }
     };

@@ -110,6 +110,7 @@ impl Serve {
         if let Some(token) = &self.platform_token {
             config.platform.token = Some(Secret::new(token));
             config.platform.service_account = None;
+            config.platform.oauth = None;
         }
         if let Some(url) = &self.conversations_url {
             config.storage.conversations = Secret::new(url);
@@ -144,7 +145,8 @@ impl Serve {
     }
 }
 
-fn random_key() -> String {
+/// 128 random bits as text.
+pub(crate) fn random_key() -> String {
     let mut key = [0; 16];
     aws_lc_rs::rand::fill(&mut key).expect("the operating system has random bytes");
     key.iter().map(|byte| format!("{byte:02x}")).collect()

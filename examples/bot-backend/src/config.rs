@@ -1,6 +1,7 @@
 //! What the service is told: a TOML file, and what the command line and the environment override.
 
 mod load;
+mod oauth;
 mod place;
 mod secret;
 mod value;
@@ -16,6 +17,7 @@ use coze_core::{BotId, TenantId};
 use serde::Deserialize;
 
 pub use load::ConfigError;
+pub use oauth::OAuth;
 pub use secret::Secret;
 pub use value::BaseUrl;
 
@@ -96,10 +98,12 @@ pub struct Platform {
     /// The API's address. Default `https://api.coze.cn`.
     #[serde(deserialize_with = "parsed")]
     pub url: BaseUrl,
-    /// A personal or service access token. Either this or `service_account`.
+    /// A personal or service access token. One of this, `service_account` and `oauth`.
     pub token: Option<Secret>,
     /// A JWT service account.
     pub service_account: Option<ServiceAccount>,
+    /// The account of a person who consents in a browser.
+    pub oauth: Option<OAuth>,
     /// Time for a connection to be there. Default 5 s.
     #[serde(rename = "connect_timeout_seconds", deserialize_with = "seconds")]
     pub connect_timeout: Duration,
@@ -211,6 +215,7 @@ impl Default for Platform {
             url: BaseUrl::from_static("https://api.coze.cn"),
             token: None,
             service_account: None,
+            oauth: None,
             connect_timeout: Duration::from_secs(5),
             silence_timeout: Duration::from_secs(60),
         }

@@ -13,6 +13,7 @@ mod backend;
 mod callback;
 mod idle;
 mod metrics;
+mod oauth;
 mod platform;
 mod ready;
 mod server;

@@ -65,8 +65,13 @@ impl Readiness {
                 }
             },
         );
-        let ready = [conversations, sessions, platform].iter().all(|state| matches!(*state, "ok" | "not_used"));
-        (ready, json!({ "conversations": conversations, "sessions": sessions, "platform": platform }))
+        let mut ready = [conversations, sessions, platform].iter().all(|state| matches!(*state, "ok" | "not_used"));
+        let mut parts = json!({ "conversations": conversations, "sessions": sessions, "platform": platform });
+        if let Some(consent) = &self.app.consent {
+            ready &= consent.state() == "ok";
+            parts["consent"] = consent.state().into();
+        }
+        (ready, parts)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     app::App,
     callback::{Callbacks, callback},
     config::{self, Config, Secret},
-    message,
+    message, oauth,
     platform::Platform,
     transport,
     webhook::webhook,
@@ -31,7 +31,7 @@ use crate::{
 /// # Errors
 /// When the configuration holds what a layer refuses, such as too many keys.
 pub(crate) fn routes(config: &Config, app: &Arc<App>) -> Result<Router, Error> {
-    let routes = ["/webhook", "/webhook/{bot_id}", "/callback", "/callback/{bot_id}"];
+    let routes = ["/webhook", "/webhook/{bot_id}", "/callback", "/callback/{bot_id}", oauth::START, oauth::CALLBACK];
     let observe = ObserveLayer::new(Inbound::new(routes)?);
     let respond = ErrMapLayer::new(Responder::new().challenge(HeaderValue::from_static("Signature")));
     let tenant = TenantLayer::new(tenants(config));
@@ -69,9 +69,20 @@ pub(crate) fn routes(config: &Config, app: &Arc<App>) -> Result<Router, Error> {
         ))
     };
     let not_post = other(StatusCode::METHOD_NOT_ALLOWED, Some(HeaderValue::from_static("POST")));
+    let not_get = other(StatusCode::METHOD_NOT_ALLOWED, Some(HeaderValue::from_static("GET, HEAD")));
     let messages = routing::post_service(messages).fallback_service(not_post.clone());
     let events = routing::post_service(events).fallback_service(not_post);
-    Ok(Router::new()
+    let mut router = Router::new();
+    if let Some(consent) = app.consent.clone() {
+        let pages = ServiceBuilder::new()
+            .layer(observe.clone())
+            .layer(respond.clone())
+            .layer(CatchPanicLayer::custom(panicked))
+            .service(service_fn(move |request| oauth::answer(consent.clone(), request)));
+        let pages = routing::get_service(pages).fallback_service(not_get);
+        router = router.route(oauth::START, pages.clone()).route(oauth::CALLBACK, pages);
+    }
+    Ok(router
         .route("/webhook", messages.clone())
         .route("/webhook/{bot_id}", messages)
         .route("/callback", events.clone())

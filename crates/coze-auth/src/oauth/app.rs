@@ -37,7 +37,7 @@ impl<S> OAuthApp<S> {
         Self { endpoint, client_id: client_id.into(), secret: None }
     }
 
-    /// The app's secret, which goes along when a code is exchanged without PKCE, and with the refreshes that follow.
+    /// The app's secret, which goes along when a code is exchanged, with PKCE or without, and with the refreshes that follow.
     ///
     /// # Errors
     /// Those of [`Token::bearer`].
@@ -96,14 +96,11 @@ where
         let mut body = json!({
             "grant_type": "authorization_code", "client_id": &*self.client_id, "code": code, "redirect_uri": redirect_uri,
         });
-        let secret = match pkce {
-            Some(pkce) => {
-                body["code_verifier"] = pkce.verifier().into();
-                None
-            }
-            None => self.secret.clone(),
-        };
-        let granted = self.endpoint.ask(TOKEN, secret, &body).await?;
+        if let Some(pkce) = pkce {
+            body["code_verifier"] = pkce.verifier().into();
+        }
+        // PKCE proves the browser's part of it and takes nobody's secret away (RFC 9700 §2.1.1).
+        let granted = self.endpoint.ask(TOKEN, self.secret.clone(), &body).await?;
         granted_of(&granted, self.endpoint.now())
     }
 

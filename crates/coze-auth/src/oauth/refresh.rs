@@ -37,6 +37,22 @@ impl<S, T> Refresh<S, T> {
     }
 }
 
+impl<S, T: TokenStore> Refresh<S, T> {
+    /// Takes over what a person granted, for the first time or anew, in place of what there was.
+    ///
+    /// It waits for a refresh under way, which would else save the successor of the former token over it.
+    ///
+    /// # Errors
+    /// `token_store`: it could not be saved, and is kept in memory until the next refresh, which saves it first.
+    pub async fn take(&self, granted: Granted) -> Result<(), Error> {
+        let mut unsaved = self.unsaved.lock().await;
+        let granted = unsaved.insert(granted);
+        self.store.save(&granted.refresh_token).await.map_err(passing)?;
+        *unsaved = None;
+        Ok(())
+    }
+}
+
 impl<S, B, T> Refresher for Refresh<S, T>
 where
     S: Service<Request<Full<Bytes>>, Response = Response<B>, Future: Send> + Clone + Send + Sync + 'static,

@@ -3,7 +3,7 @@ use std::{
     time::Duration,
 };
 
-use coze_auth::{MemoryStore, OAuthApp, RefreshToken, Refresher, Token, TokenStore};
+use coze_auth::{Granted, MemoryStore, OAuthApp, Pkce, RefreshToken, Refresher, Token, TokenStore};
 use coze_core::{Error, Kind, Retry};
 use serde_json::json;
 
@@ -46,6 +46,52 @@ async fn the_next_refresh_token_is_stored_and_used() {
         ("https://api.coze.cn/api/permission/oauth2/token".to_owned(), Some("Bearer s1".to_owned()), body)
     };
     assert_eq!(platform.sent(), [asked("r1"), asked("r2")]);
+}
+
+fn anew() -> Granted {
+    Granted { token: Token::bearer("czu_n").expect("valid"), refresh_token: RefreshToken::new("n1") }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_granted_anew_is_not_overwritten_by_a_refresh_under_way() {
+    let platform = Scripted::new([Step::After(Duration::from_secs(5), Box::new(ok(NEXT))), ok(NEXT)]);
+    let store = stored("r1").await;
+    let source = Arc::new(app(&platform).refreshing(store.clone()));
+    let under_way = tokio::spawn({
+        let source = source.clone();
+        async move { outcome(source.refresh().await) }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    source.take(anew()).await.expect("saved");
+    assert_eq!(under_way.await.expect("not panicked"), Ok("Bearer czu_a".into()));
+    assert_eq!(held(&store).await, ("n1".into(), 0));
+    source.refresh().await.expect("granted");
+    assert_eq!(platform.sent()[1].2["refresh_token"], "n1");
+}
+
+#[tokio::test]
+async fn what_is_granted_and_cannot_be_saved_is_saved_by_the_next_refresh() {
+    let journal = Journal::default();
+    *journal.failures.lock().expect("whole") = vec![1];
+    let source = app(&journal.platform).refreshing(journal.clone());
+    let error = source.take(anew()).await.expect_err("not saved");
+    assert_eq!((error.reason(), error.retry()), ("token_store", Retry::Safe));
+    assert_eq!(outcome(source.refresh().await), Ok("Bearer czu_n".into()));
+    assert_eq!((held(&journal.store).await, journal.platform.count()), (("n1".into(), 0), 0));
+}
+
+#[tokio::test]
+async fn a_code_is_exchanged_with_the_verifier_and_the_secret() {
+    let platform = Scripted::new([ok(NEXT)]);
+    let pkce = Pkce::new().expect("random");
+    app(&platform).exchange("code_1", "https://bot.example/back", Some(&pkce)).await.expect("granted");
+    let (_, authorization, body) = platform.sent().remove(0);
+    assert_eq!(authorization.as_deref(), Some("Bearer s1"));
+    let expected = json!({
+        "grant_type": "authorization_code", "client_id": "c1", "code": "code_1",
+        "redirect_uri": "https://bot.example/back", "code_verifier": pkce.verifier(),
+    });
+    assert_eq!(body, expected);
 }
 
 /// Keeps the order of what happens, and fails when it is told to.

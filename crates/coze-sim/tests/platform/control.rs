@@ -82,7 +82,7 @@ async fn every_kind_of_fault_can_be_written_in_json() {
     let readme = include_str!("../../README.md");
     let table = readme.split_once("| `kind` |").expect("the table").1;
     let kinds: Vec<_> = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |")).collect();
-    assert_eq!(kinds.len(), 12);
+    assert_eq!(kinds.len(), 13);
     for (kind, _) in kinds {
         let body = format!("{{\"kind\":{kind}}}");
         let answer = api.try_send("POST", "/_sim/faults", &[], body.into()).await.expect("an answer");

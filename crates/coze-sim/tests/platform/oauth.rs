@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use coze_sim::{App, CLIENT_ID, CLIENT_SECRET, Config, ErrorShape, OAuth};
+use coze_sim::{App, CLIENT_ID, CLIENT_SECRET, Config, ErrorShape, Fault, FaultKind, OAuth};
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Api, config, jump, question, text, with};
@@ -82,6 +82,16 @@ async fn a_code_is_exchanged_once_with_the_secret() {
     assert!(works(&api, &token["access_token"]).await);
     assert_eq!(refusal(&post(&api, TOKEN, CLIENT_SECRET, body()).await), refused("invalid_request"));
     assert_eq!(api.sim.counts().tokens_issued, 1);
+}
+
+#[tokio::test]
+async fn a_person_may_refuse() {
+    let api = Api::start(config()).await;
+    let refusal = Fault::new("/api/permission/oauth2/authorize", FaultKind::RefuseConsent);
+    api.sim.fault(refusal).expect("possible");
+    let query = "response_type=code&redirect_uri=http%3A%2F%2Fme%2Fcb&state=s";
+    assert_eq!(authorize(&api, query).await, "http://me/cb?error=access_denied&state=s");
+    assert!(authorize(&api, query).await.starts_with("http://me/cb?code=code_"), "the next one consents");
 }
 
 #[tokio::test]

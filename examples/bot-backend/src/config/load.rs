@@ -7,7 +7,7 @@ use std::{
 use coze_auth::{MAX_KEYS, Static};
 use coze_core::redact;
 
-use super::{Config, Secret, place};
+use super::{Config, OAuth, Secret, place};
 
 /// Why a configuration is refused: file, line and key, and what was expected there.
 #[derive(Debug)]
@@ -107,8 +107,17 @@ impl Config {
             }
         }
         let platform = &self.platform;
-        if platform.token.is_some() && platform.service_account.is_some() {
-            return wrong("platform.token", "there is a service_account too: keep one of them");
+        let ways = [
+            ("platform.token", platform.token.is_some()),
+            ("platform.service_account", platform.service_account.is_some()),
+            ("platform.oauth", platform.oauth.is_some()),
+        ];
+        let mut ways = ways.into_iter().filter_map(|(key, is_there)| is_there.then_some(key));
+        if let (Some(one), Some(other)) = (ways.next(), ways.next()) {
+            return wrong(one, &format!("there is {other} too: keep one of them"));
+        }
+        if let Some(Err((key, message))) = platform.oauth.as_ref().map(OAuth::check) {
+            return wrong(&format!("platform.oauth.{key}"), message);
         }
         if platform.token.as_ref().is_some_and(|token| Static::new(token.expose()).is_err()) {
             return wrong("platform.token", "expected visible ASCII without spaces");

@@ -4,6 +4,9 @@ use std::{path::Path, time::Duration};
 
 use bot_backend::config::{Config, LogFormat};
 
+const OAUTH: &str =
+    "client_id = \"c\"\npublic_url = \"https://b\"\npassword = \"0123456789abcdef\"\ntoken_file = \"f\"\n";
+
 const BOT: &str = "[[bots]]\nid = \"b1\"\ntenant = \"t1\"\nwebhook_keys = \"k\"\n";
 
 fn parse(text: &str) -> Result<Config, String> {
@@ -29,9 +32,11 @@ fn the_example_holds_every_default() {
     assert_eq!(format!("{config:?}"), format!("{defaults:?}"));
 }
 
-#[test]
-fn the_commented_keys_of_the_example_are_good_too() {
-    let example: String = include_str!("../../bot.toml")
+/// The example with what is commented out in it, except for the table `without`.
+fn whole(without: &str) -> Config {
+    let (before, table) = include_str!("../../bot.toml").split_once(&format!("# [{without}]\n")).expect("there");
+    let after = table.split_once("\n\n").expect("an empty line after the table").1;
+    let example: String = format!("{before}\n{after}")
         .lines()
         .filter(|line| !line.starts_with("token"))
         .map(|line| match line.strip_prefix("# ") {
@@ -43,8 +48,17 @@ fn the_commented_keys_of_the_example_are_good_too() {
         .collect();
     let example = example
         .replace("{ env = \"ACME_WEBHOOK_KEY\" }", "[\"k1\", \"k2\"]")
-        .replace("{ env = \"ACME_VERIFY_TOKEN\" }", "\"v\"");
-    let config = parse(&example).expect("good");
+        .replace("{ env = \"ACME_VERIFY_TOKEN\" }", "\"v\"")
+        .replace("{ env = \"BOT_OAUTH_SECRET\" }", "\"s\"")
+        .replace("{ env = \"BOT_OAUTH_PASSWORD\" }", "\"0123456789abcdef\"");
+    parse(&example).expect("good")
+}
+
+#[test]
+fn the_commented_keys_of_the_example_are_good_too() {
+    let oauth = whole("platform.service_account").platform.oauth.expect("there");
+    assert_eq!(oauth.public_url.host(), "bot.example.com");
+    let config = whole("platform.oauth");
     assert!(config.platform.service_account.is_some() && config.bots[0].concurrency.is_some());
     assert_eq!((config.bots[0].webhook_keys.len(), config.bots[0].verify_tokens.len()), (2, 1));
 }
@@ -110,6 +124,22 @@ fn a_message_names_file_line_key_and_what_was_expected() {
             "[platform.service_account]\nclient_id = \"x\"",
             "bot.toml:1: platform.service_account: missing field `key_id`",
         ),
+        (
+            &format!("[platform.oauth]\n{}", OAUTH.replace("0123456789abcdef", "0123456789abcde")),
+            "bot.toml:4: platform.oauth.password: expected at least 16 bytes",
+        ),
+        (
+            &format!("[platform.oauth]\n{}", OAUTH.replace("https://b", "https://b/path")),
+            "bot.toml:3: platform.oauth.public_url: expected http:// or https://",
+        ),
+        (
+            &format!("[platform.oauth]\n{OAUTH}client_secret = \"a b\""),
+            "bot.toml:6: platform.oauth.client_secret: expected visible ASCII",
+        ),
+        (
+            &format!("platform.token = \"t\"\n[platform.oauth]\n{OAUTH}"),
+            "bot.toml:1: platform.token: there is platform.oauth too: keep one of them",
+        ),
         ("storage.conversations = \"mysql://x\"", "bot.toml:1: storage.conversations: expected sqlite://path"),
         ("storage.sessions = \"x\"", "bot.toml:1: storage.sessions: expected memory or redis://"),
         ("[[bots]]\nid = \"b0\"\nwebhook_keys = \"k\"", "bot.toml:1: bots[0]: missing field `tenant`"),
@@ -142,7 +172,7 @@ fn a_message_names_file_line_key_and_what_was_expected() {
     }
     assert_eq!(parse("").expect_err("nothing"), "bot.toml: bots: expected at least one [[bots]] table");
     let both = "platform.token = \"t\"\nplatform.service_account = { client_id = \"c\", key_id = \"k\", private_key_file = \"f\" }";
-    assert_eq!(wrong(both), "bot.toml:1: platform.token: there is a service_account too: keep one of them");
+    assert_eq!(wrong(both), "bot.toml:1: platform.token: there is platform.service_account too: keep one of them");
 }
 
 #[test]

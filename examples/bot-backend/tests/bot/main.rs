@@ -7,6 +7,7 @@ mod credentials;
 mod demo;
 mod keeping;
 mod lifecycle;
+mod oauth;
 mod refusals;
 mod servers;
 mod support;

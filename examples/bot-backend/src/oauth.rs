@@ -1,0 +1,248 @@
+//! The consent of the person whom the bot acts for, in their browser (coze-platform.md §1.3, §1.4).
+
+mod page;
+mod pending;
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use axum::body::Body;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use coze_auth::{Decision, FileStore, OAuthApp, Refresh, Refresher, Renewing, Token, TokenSource, TokenStore};
+use coze_core::{Context, Error, Kind, Refusal, Retry};
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{AUTHORIZATION, COOKIE, LOCATION, SET_COOKIE},
+    request::Parts,
+};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use crate::{
+    config::{OAuth, Platform, Secret},
+    transport::{Transport, endpoint},
+};
+
+use page::{Page, guard};
+use pending::{LIFE, Pending};
+
+/// Where a consent begins.
+pub(crate) const START: &str = "/oauth/start";
+/// Where the platform sends the browser back to.
+pub(crate) const CALLBACK: &str = "/oauth/callback";
+/// Bytes of a code; those of the platform have about a hundred.
+const MAX_CODE: usize = 2048;
+
+/// The way to a person's consent, and the tokens that come of it.
+pub(crate) struct Consent {
+    app: OAuthApp<Transport>,
+    tokens: Tokens,
+    source: Renewing<Tokens>,
+    pending: Pending,
+    redirect_uri: String,
+    is_https: bool,
+    password: Secret,
+    tasks: TaskTracker,
+}
+
+/// Gets tokens, and knows whether a person has to do something about it.
+#[derive(Clone)]
+pub(crate) struct Tokens(Arc<Held>);
+
+struct Held {
+    refresh: Refresh<Transport, FileStore>,
+    is_missing: AtomicBool,
+}
+
+impl Refresher for Tokens {
+    async fn refresh(&self) -> Result<Token, Error> {
+        let outcome = self.0.refresh.refresh().await;
+        match &outcome {
+            Ok(_) => self.0.is_missing.store(false, Ordering::Relaxed),
+            Err(error) if error.reason() == "reauthorization_required" => {
+                self.0.is_missing.store(true, Ordering::Relaxed);
+            }
+            Err(_) => {}
+        }
+        outcome
+    }
+}
+
+impl Consent {
+    /// What was consented to before, if anything, and the way to more. What must not break off goes among the `tasks`.
+    ///
+    /// # Errors
+    /// `token_store` ([`Kind::Precondition`]) when the file of the refresh token cannot be read, or others may read it.
+    pub(crate) async fn open(platform: &Platform, oauth: &OAuth, tasks: TaskTracker) -> Result<Self, Error> {
+        let app = OAuthApp::new(endpoint(platform)?, &oauth.client_id);
+        let app = match &oauth.client_secret {
+            Some(secret) => app.secret(secret.expose())?,
+            None => app,
+        };
+        let store = FileStore::new(&oauth.token_file);
+        let is_missing = store.load().await?.is_none();
+        let tokens = Tokens(Arc::new(Held { refresh: app.refreshing(store), is_missing: is_missing.into() }));
+        let redirect_uri =
+            oauth.public_url.join(CALLBACK).map_err(|e| Error::new(Kind::Internal, "redirect_uri").with_source(e))?;
+        Ok(Self {
+            app,
+            source: Renewing::new(tokens.clone()),
+            tokens,
+            pending: Pending::default(),
+            is_https: redirect_uri.scheme_str() == Some("https"),
+            redirect_uri: redirect_uri.to_string(),
+            password: oauth.password.clone(),
+            tasks,
+        })
+    }
+
+    /// The tokens of who consented.
+    pub(crate) fn source(&self) -> Renewing<Tokens> {
+        self.source.clone()
+    }
+
+    /// Whether the bot may act for somebody, as far as it knows.
+    pub(crate) fn state(&self) -> &'static str {
+        match self.tokens.0.is_missing.load(Ordering::Relaxed) {
+            true => "open /oauth/start",
+            false => "ok",
+        }
+    }
+
+    /// The browser's cookie. Where it can be, it is one that no other host of the domain can set (RFC 6265bis §4.1.3.2).
+    fn cookie(&self) -> &'static str {
+        if self.is_https { "__Host-bot-oauth" } else { "bot-oauth" }
+    }
+
+    /// Has the browser keep this until a consent is over.
+    fn keep(&self, value: &str, seconds: u64) -> Result<HeaderValue, Error> {
+        let (name, secure) = (self.cookie(), if self.is_https { "; Secure" } else { "" });
+        let cookie = format!("{name}={value}; Max-Age={seconds}; Path=/; HttpOnly; SameSite=Lax{secure}");
+        HeaderValue::try_from(cookie).map_err(|e| Error::new(Kind::Internal, "cookie").with_source(e))
+    }
+
+    /// Sends a browser to the platform.
+    fn start(&self, parts: &mut Parts) -> Result<Response<Body>, Error> {
+        let reason = match parts.headers.get(AUTHORIZATION) {
+            Some(value) if self.has_password(value) => None,
+            Some(_) => Some("unknown_key"),
+            None => Some("missing_credentials"),
+        };
+        if let Some(reason) = reason {
+            let refusal = Refusal { kind: Kind::Unauthenticated, reason, client: None };
+            Context::of(&mut parts.extensions).refusal.get_or_init(|| refusal);
+            return Ok(Page::Password.response());
+        }
+        let started = self.pending.begin(Instant::now())?;
+        let to = self.app.authorize_url(&self.redirect_uri, &started.state, Some(&started.pkce));
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::FOUND;
+        let to = HeaderValue::try_from(to).map_err(|e| Error::new(Kind::Internal, "authorize_url").with_source(e))?;
+        guard(response.headers_mut());
+        response.headers_mut().insert(LOCATION, to);
+        response.headers_mut().insert(SET_COOKIE, self.keep(&started.browser, LIFE.as_secs())?);
+        Ok(response)
+    }
+
+    /// HTTP's own way to ask (RFC 7617); any user name will do.
+    fn has_password(&self, authorization: &HeaderValue) -> bool {
+        let Some((scheme, credentials)) = authorization.to_str().ok().and_then(|value| value.split_once(' ')) else {
+            return false;
+        };
+        let credentials = STANDARD.decode(credentials.trim()).unwrap_or_default();
+        let Some(colon) = credentials.iter().position(|byte| *byte == b':') else { return false };
+        let password = self.password.expose().as_bytes();
+        scheme.eq_ignore_ascii_case("basic") && verify_slices_are_equal(&credentials[colon + 1..], password).is_ok()
+    }
+
+    /// What became of the consent that the browser comes back from.
+    async fn conclude(self: &Arc<Self>, parts: &Parts) -> Page {
+        // One that is there twice says nothing (RFC 6749 §3.1).
+        let of_query = |name: &str| {
+            let pairs = form_urlencoded::parse(parts.uri.query().unwrap_or_default().as_bytes());
+            let mut values = pairs.filter(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value);
+            values.next().filter(|_| values.next().is_none())
+        };
+        let cookies = parts.headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+        let browsers = cookies
+            .flat_map(|value| value.split(';'))
+            .filter_map(|pair| pair.trim().split_once('='))
+            .filter_map(|(name, value)| (name == self.cookie()).then_some(value));
+        let state = of_query("state").unwrap_or_default();
+        let Some(pkce) = self.pending.end(&state, browsers, Instant::now()) else { return Page::Stale };
+        let code = match (of_query("error"), of_query("code")) {
+            (Some(error), _) => return refused(&error),
+            (None, Some(code)) if code.len() <= MAX_CODE => code.into_owned(),
+            _ => return Page::Spent,
+        };
+        // From here on there may be a token that must not get lost, whether the browser waits or not.
+        let consent = self.clone();
+        let exchange = async move {
+            let granted = consent.app.exchange(&code, &consent.redirect_uri, Some(&pkce)).await?;
+            consent.tokens.0.refresh.take(granted).await?;
+            consent.tokens.0.is_missing.store(false, Ordering::Relaxed);
+            // That of who consented before serves no longer.
+            if let Decision::Now(Ok(token)) = consent.source.token() {
+                consent.source.reject(token.generation());
+            }
+            Ok(())
+        };
+        match self.tasks.spawn(exchange.in_current_span()).await {
+            Ok(Ok(())) => Page::Done,
+            Ok(Err(error)) => failed(&error),
+            Err(_) => Page::Broken,
+        }
+    }
+}
+
+/// Answers a browser at [`START`] or [`CALLBACK`].
+///
+/// # Errors
+/// When the system has no random bytes.
+pub(crate) async fn answer<B>(consent: Arc<Consent>, request: Request<B>) -> Result<Response<Body>, Error> {
+    let (mut parts, _) = request.into_parts();
+    if parts.uri.path() == START {
+        return consent.start(&mut parts);
+    }
+    let page = consent.conclude(&parts).await;
+    tracing::info!(?page, "a browser came back from the platform");
+    let mut response = page.response();
+    response.headers_mut().insert(SET_COOKIE, consent.keep("", 0)?);
+    Ok(response)
+}
+
+/// What the platform sent the browser back with (RFC 6749 §4.1.2.1). It is kept short: anybody may have written it.
+fn refused(error: &str) -> Page {
+    let name: String = error.chars().take(64).collect();
+    tracing::warn!(error = ?name, "the platform gave no code");
+    match error {
+        "access_denied" => Page::Refused,
+        "server_error" | "temporarily_unavailable" => Page::Unreachable,
+        _ => Page::App,
+    }
+}
+
+fn failed(error: &Error) -> Page {
+    tracing::warn!(?error, "a consent did not come to its end");
+    match (error.reason(), error.kind()) {
+        ("token_store", _) => Page::Broken,
+        ("invalid_request" | "invalid_grant", _) => Page::Spent,
+        (_, Kind::Unavailable | Kind::Timeout | Kind::RateLimited) => Page::Unreachable,
+        _ if error.retry() != Retry::Never => Page::Unreachable,
+        (_, Kind::Internal) => Page::Broken,
+        _ => Page::App,
+    }
+}
+
+impl fmt::Debug for Consent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consent").field("redirect_uri", &self.redirect_uri).finish_non_exhaustive()
+    }
+}
