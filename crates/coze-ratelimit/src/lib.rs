@@ -10,6 +10,7 @@ mod level;
 mod limits;
 mod permit;
 mod policy;
+mod queue;
 mod quota;
 mod service;
 mod window;
@@ -21,5 +22,8 @@ pub use level::Level;
 pub use limits::Limits;
 pub use permit::Permit;
 pub use policy::{Decision, Policy};
+#[cfg(feature = "redis")]
+pub use queue::RedisQueue;
+pub use queue::{Dead, End, Job, MAX_ID, MAX_PAYLOAD, MemoryQueue, Pushed, Queue, Taken, Worker};
 pub use quota::{Quota, Rate};
 pub use service::RateLimit;
