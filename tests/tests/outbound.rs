@@ -29,7 +29,7 @@ use tower::{Service, ServiceBuilder, ServiceExt};
 /// The whole stack of the way out, with the delays of the table left out. `tokens` are the ones it gets, one after the other.
 fn out_stack(
     tokens: &'static [&'static str],
-) -> impl Service<Request<Full<Bytes>>, Response = Response<impl Body<Data = Bytes, Error = hyper::Error>>, Error = BoxError>
+) -> impl Service<Request<Full<Bytes>>, Response = Response<impl Body<Data = Bytes, Error = BoxError>>, Error = BoxError>
 {
     let fetched = Arc::new(AtomicUsize::new(0));
     let fetch = move || ready(Token::bearer(tokens[fetched.fetch_add(1, Ordering::SeqCst)]));
@@ -142,6 +142,37 @@ async fn what_did_not_run_is_sent_again_and_what_may_have_run_is_not() {
         assert_eq!(asked, (chats, bots), "{fault:?}: {answers:?}");
         assert_eq!((answers.0.is_ok(), answers.1.is_ok()), (chats == 2, bots == 2), "{fault:?}: {answers:?}");
     }
+}
+
+#[tokio::test]
+async fn an_error_instead_of_a_stream_means_that_nothing_began_and_after_its_first_event_nothing_is_sent_again() {
+    let before = [
+        (code(5000), true, 2),
+        (code(4013), true, 2),
+        (code(4009), true, 2),
+        (code(5000), false, 1),
+        (code(4028), true, 1),
+        (status(503), true, 1),
+        (FaultKind::Html { status: 504 }, true, 1),
+        (FaultKind::Reset, true, 1),
+    ];
+    for (fault, says_so, chats) in before {
+        let sim = sim([Fault::new("/v3/chat", fault.clone())]).await;
+        let mut request = chat(&sim, true);
+        if says_so {
+            request.headers_mut().insert("accept", "text/event-stream".parse().expect("valid"));
+        }
+        let answer = send(request).await;
+        assert_eq!(
+            (answer.is_ok(), sim.counts().requests("POST /v3/chat")),
+            (chats == 2, chats),
+            "{fault:?}: {answer:?}"
+        );
+    }
+    let sim = sim([Fault::new("/v3/chat", FaultKind::Cut { after: 1, abort: true })]).await;
+    let answer = out_stack(&[TOKEN, TOKEN]).oneshot(chat(&sim, true)).await;
+    assert!(answer.expect("a head").into_body().collect().await.is_err());
+    assert_eq!(sim.counts().requests("POST /v3/chat"), 1);
 }
 
 #[tokio::test]

@@ -2,230 +2,295 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::atomic::Ordering,
+    sync::Arc,
     task::{Context as Task, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use coze_core::{BoxError, Context, Error, Kind, RequestId};
-use http::{Request, Response, StatusCode, request::Parts};
+use coze_core::BoxError;
+use http::{Request, Response, response::Parts};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tower_service::Service;
 
-use crate::{Attempt, Decision, Outcome, Permit, Policy, ReplayBody, failure::kind, replay::Replay, service::now};
+use crate::{
+    Attempts, Circuit, Outcome, Policy, ReplayBody, ResponseBody, grpc,
+    judge::{answered, no_answer, outcome, settle, timed_out},
+    race::Race,
+    service::now,
+    session::Session,
+    start::Start,
+};
 
 pin_project! {
     /// The answer of the last attempt, or the last error.
     #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<S, P, B, F> {
+    pub struct ResponseFuture<S, P, B, F, R: Body> {
         #[pin]
-        state: State<F>,
-        // Ends the wait, or the attempt at the deadline. Made when something is pending, so never on the plain path.
+        state: State<F, R>,
+        // Ends the wait, or the attempt. Made when something is pending, so never on the plain path.
         #[pin]
         timer: Option<Sleep>,
-        deadline: Option<Instant>,
-        // None if the request is never sent again.
-        session: Option<Session<S, P, B>>,
-        last: Option<BoxError>,
+        setup: Setup<S, P, B>,
     }
+}
+
+/// What stays the same for all attempts of a request.
+pub(crate) struct Setup<S, P, B> {
+    pub(crate) policy: P,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) circuit: Option<Circuit>,
+    pub(crate) attempts: Option<Arc<Attempts>>,
+    /// Is it a call of gRPC, whose status may be in the trailers?
+    pub(crate) grpc: bool,
+    /// None if the request is never sent again.
+    pub(crate) session: Option<Session<S, B>>,
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<F> {
-        Calling { #[pin] attempt: F },
+    enum State<F, R: Body> {
+        Calling { #[pin] race: Race<F>, second: Second, begun: Instant },
+        Peeking { peek: Option<Peek<R>>, begun: Instant },
         Waiting,
         Readying,
-        Expired,
+        Refused { error: Option<BoxError> },
         Over,
     }
 }
 
-/// What it takes to send a request again.
-pub(crate) struct Session<S, P, B> {
-    service: S,
-    policy: P,
-    head: Parts,
-    body: Replay<B>,
-    context: Context,
-    earlier: Vec<&'static str>,
-    permit: Option<Permit>,
+/// Whether a second attempt runs beside the first.
+enum Second {
+    No,
+    /// If there is no answer by then.
+    At(Instant),
+    /// As soon as the inner service is ready for it.
+    Readying,
 }
 
-impl<S, P, B, F> ResponseFuture<S, P, B, F> {
-    pub(crate) fn calling(attempt: F, deadline: Option<Instant>, session: Option<Session<S, P, B>>) -> Self {
-        Self { state: State::Calling { attempt }, timer: None, deadline, session, last: None }
+/// The answer to a call of gRPC, until its first frame: that may be trailers with a status.
+type Peek<R> = Box<(Parts, Pin<Box<R>>)>;
+
+impl<S, P, B, F, R: Body> ResponseFuture<S, P, B, F, R> {
+    pub(crate) fn calling(attempt: F, begun: Instant, setup: Setup<S, P, B>) -> Self {
+        let hedge = setup.attempts.as_ref().and_then(|attempts| attempts.hedge.as_ref());
+        let late = hedge.filter(|_| setup.session.as_ref().is_some_and(|session| session.may_be_hedged()));
+        let second = late.and_then(|hedge| begun.checked_add(hedge.delay()?)).map_or(Second::No, Second::At);
+        let state = State::Calling { race: Race::new(attempt), second, begun };
+        Self { state, timer: None, setup }
     }
 
-    pub(crate) fn expired() -> Self {
-        Self { state: State::Expired, timer: None, deadline: None, session: None, last: None }
+    pub(crate) fn refused(error: BoxError, setup: Setup<S, P, B>) -> Self {
+        Self { state: State::Refused { error: Some(error) }, timer: None, setup }
     }
 }
 
-impl<S, P, B, F, R> Future for ResponseFuture<S, P, B, F>
+impl<S, P, B, F, R> Future for ResponseFuture<S, P, B, F, R>
 where
-    S: Service<Request<ReplayBody<B>>, Response = Response<R>, Future = F>,
+    S: Service<Request<ReplayBody<B>>, Response = Response<R>, Future = F> + Clone,
     S::Error: Into<BoxError>,
     P: Policy,
     B: Body<Data = Bytes> + Unpin,
     F: Future<Output = Result<Response<R>, S::Error>>,
+    R: Body,
+    R::Error: Into<BoxError>,
 {
-    type Output = Result<Response<R>, BoxError>;
+    type Output = Result<Response<ResponseBody<R>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let setup = &mut *this.setup;
         let answer = loop {
-            match (this.state.as_mut().project(), this.session.as_mut()) {
-                (StateProj::Calling { attempt }, session) => {
-                    let Poll::Ready(answer) = attempt.poll(task) else {
-                        ready!(poll_deadline(this.timer.as_mut(), *this.deadline, task));
-                        break Err(this.last.take().unwrap_or_else(no_answer));
+            let answer = match this.state.as_mut().project() {
+                StateProj::Calling { mut race, second, begun } => {
+                    let (policy, session) = (&setup.policy, setup.session.as_ref());
+                    let aside = |answer: &Result<Response<R>, BoxError>, circuit: &mut Option<Circuit>| {
+                        let head = answer.as_ref().map(|response| (response.status(), response.headers()));
+                        settle(policy, circuit, outcome(head, None), session.and_then(Session::destination));
                     };
-                    // What the attempt held is given back before the wait: permits, its body, with the response the connection.
-                    this.state.set(State::Waiting);
-                    let answer = answer.map_err(Into::into);
-                    let Some(wait) = session.and_then(|session| session.wait(&answer, *this.deadline)) else {
-                        break answer;
-                    };
-                    *this.last = Some(answer.map_or_else(|error| error, |response| answered(response.status())));
-                    this.timer.set((!wait.is_zero()).then(|| sleep(wait)));
+                    match race.as_mut().poll(task, &mut setup.circuit, aside) {
+                        Poll::Ready(answer) => {
+                            let hedge = setup.attempts.as_ref().and_then(|attempts| attempts.hedge.as_ref());
+                            if let (Some(hedge), true) = (hedge, answer.is_ok()) {
+                                hedge.record(now() - *begun);
+                            }
+                            // Whatever the service holds for a second attempt is for nobody.
+                            if let (Second::Readying, Some(session)) = (&*second, setup.session.as_mut()) {
+                                session.service = session.service.clone();
+                            }
+                            match answer {
+                                Ok(response) if setup.is_to_be_peeked(&response) => {
+                                    let (head, body) = response.into_parts();
+                                    let (peek, begun) = (Some(Box::new((head, Box::pin(body)))), *begun);
+                                    this.state.set(State::Peeking { peek, begun });
+                                    continue;
+                                }
+                                answer => answer.map(|response| {
+                                    response.map(|body| ResponseBody::new(body, setup.attempts_of_a_body()))
+                                }),
+                            }
+                        }
+                        Poll::Pending => {
+                            let until = setup.start().until(*begun);
+                            if let (Second::Readying, Some(session)) = (&*second, setup.session.as_mut())
+                                && let Poll::Ready(ready) = session.service.poll_ready(task)
+                            {
+                                *second = Second::No;
+                                let mut circuit = setup.circuit.as_ref().map(Circuit::another);
+                                let attempts = setup.attempts.as_deref();
+                                let start = Start { attempts, grpc: setup.grpc, deadline: until };
+                                let request =
+                                    ready.ok().and_then(|()| session.again(&start, until, circuit.as_mut(), now()));
+                                if let Some(request) = request {
+                                    race.join(session.service.call(request), circuit);
+                                    continue;
+                                }
+                            }
+                            let late = if let Second::At(late) = second { Some(*late) } else { None };
+                            ready!(poll_timer(this.timer.as_mut(), until.into_iter().chain(late).min(), task));
+                            this.timer.set(None);
+                            let now = now();
+                            if until.is_none_or(|until| now < until) {
+                                let late = setup.session.as_mut().and_then(|session| {
+                                    session.wait(&setup.policy, Outcome::Late, until, setup.circuit.as_ref(), now)
+                                });
+                                *second = late.map_or(Second::No, |_| Second::Readying);
+                                continue;
+                            }
+                            if setup.is_over(now) {
+                                break Err(setup.last());
+                            }
+                            Err(timed_out())
+                        }
+                    }
                 }
-                (StateProj::Waiting, _) => {
+                StateProj::Peeking { peek, begun } => {
+                    let (_, body) = &mut **peek.as_mut().expect("it is here until it was looked at");
+                    let frame = match body.as_mut().poll_frame(task) {
+                        Poll::Ready(frame) => frame.transpose().map_err(Into::into),
+                        Poll::Pending => {
+                            ready!(poll_timer(this.timer.as_mut(), setup.start().until(*begun), task));
+                            this.timer.set(None);
+                            if setup.is_over(now()) {
+                                break Err(setup.last());
+                            }
+                            Err(timed_out())
+                        }
+                    };
+                    let (head, body) = *peek.take().expect("it was here a moment ago");
+                    let attempts = setup.attempts_of_a_body();
+                    frame.map(|frame| Response::from_parts(head, ResponseBody::peeked(body, frame, attempts)))
+                }
+                StateProj::Waiting => {
                     if let Some(timer) = this.timer.as_mut().as_pin_mut() {
                         ready!(timer.poll(task));
                     }
                     this.timer.set(None);
                     this.state.set(State::Readying);
+                    continue;
                 }
-                (StateProj::Readying, Some(session)) => {
+                StateProj::Readying => {
+                    let (latest, deadline) = (setup.latest(), setup.deadline);
+                    let session = setup.session.as_mut().expect("there is something to send");
                     match session.service.poll_ready(task) {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(error)) => break Err(error.into()),
                         Poll::Pending => {
-                            ready!(poll_deadline(this.timer.as_mut(), *this.deadline, task));
-                            break Err(this.last.take().unwrap_or_else(no_answer));
+                            ready!(poll_timer(this.timer.as_mut(), deadline, task));
+                            break Err(setup.last());
                         }
                     }
-                    let in_time = this.deadline.is_none_or(|deadline| now() < deadline);
-                    let Some(request) = in_time.then(|| session.again()).flatten() else {
-                        break Err(this.last.take().unwrap_or_else(no_answer));
+                    this.timer.set(None);
+                    let (now, attempts) = (now(), setup.attempts.as_deref());
+                    let start = Start { attempts, grpc: setup.grpc, deadline };
+                    let Some(request) = session.again(&start, latest, setup.circuit.as_mut(), now) else {
+                        break Err(setup.last());
                     };
-                    let attempt = session.service.call(request);
-                    this.state.set(State::Calling { attempt });
+                    let race = Race::new(session.service.call(request));
+                    this.state.set(State::Calling { race, second: Second::No, begun: now });
+                    continue;
                 }
-                (StateProj::Expired, _) => break Err(no_answer()),
-                (StateProj::Readying, None) | (StateProj::Over, _) => {
-                    panic!("a future is not polled after it is ready")
-                }
+                StateProj::Refused { error } => break Err(error.take().unwrap_or_else(no_answer)),
+                StateProj::Over => panic!("a future is not polled after it is ready"),
+            };
+            // What the attempt held is given back before the wait: permits, its body, and below with the response the connection.
+            this.state.set(State::Waiting);
+            let Some(wait) = setup.judge(&answer) else { break answer };
+            if let Some(session) = &mut setup.session {
+                session.keep(answer.map_or_else(|error| error, |response| answered(&response)));
             }
+            this.timer.set((!wait.is_zero()).then(|| sleep(wait)));
         };
         // The attempt that is given up ends now, not when the caller drops this future.
         this.state.set(State::Over);
         this.timer.set(None);
-        *this.session = None;
+        setup.session = None;
+        setup.circuit = None;
         Poll::Ready(answer)
     }
 }
 
-impl<S, P, B> Session<S, P, B> {
-    pub(crate) fn new(service: S, policy: P, head: Parts, body: Replay<B>, context: Context) -> Self {
-        Self { service, policy, head, body, context, earlier: Vec::new(), permit: None }
+impl<S, P, B> Setup<S, P, B> {
+    pub(crate) fn start(&self) -> Start<'_> {
+        Start { attempts: self.attempts.as_deref(), grpc: self.grpc, deadline: self.deadline }
+    }
+
+    /// When it is too late for a further attempt.
+    fn latest(&self) -> Option<Instant> {
+        let shortest = self.attempts.as_ref().map_or(Duration::ZERO, |attempts| attempts.shortest);
+        self.deadline.map(|deadline| deadline.checked_sub(shortest).unwrap_or(deadline))
+    }
+
+    /// The last failure, or that there was no answer in time.
+    fn last(&mut self) -> BoxError {
+        self.session.as_mut().map_or_else(no_answer, Session::last)
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
+    }
+
+    /// What bounds the waits within a body, if anything does.
+    fn attempts_of_a_body(&self) -> Option<Arc<Attempts>> {
+        self.attempts.clone().filter(|attempts| attempts.first_byte.is_some() || attempts.idle.is_some())
     }
 }
 
-impl<S, P: Policy, B: Body<Data = Bytes> + Unpin> Session<S, P, B> {
-    /// How long to wait before the request is sent again, unless the answer is handed on.
-    fn wait<R>(&mut self, answer: &Result<Response<R>, BoxError>, deadline: Option<Instant>) -> Option<Duration> {
-        let outcome = match answer {
-            Ok(response) if response.status() < StatusCode::BAD_REQUEST => return None,
-            Ok(response) => Outcome::Answered(response.status(), response.headers()),
-            Err(error) => Outcome::Failed(&**error),
-        };
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(now()));
-        let attempt = Attempt { request: &self.head, outcome, earlier: &self.earlier };
-        match self.policy.decide(&attempt) {
-            Decision::Again { row, .. } if self.body.is_lost() => self.stop(Some(row), "body"),
-            Decision::Again { row, wait, .. } if left.is_some_and(|left| left <= wait) => {
-                self.stop(Some(row), "deadline");
-            }
-            Decision::Again { row, wait, permit } => {
-                tracing::info!(
-                    target: "coze::retry",
-                    row,
-                    attempt = self.context.attempts.load(Ordering::Relaxed),
-                    wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
-                    request_id = self.context.request_id.get().map(RequestId::as_str),
-                    "the request is sent again"
-                );
-                self.earlier.push(row);
-                self.permit = permit;
-                return Some(wait);
-            }
-            Decision::Stop { row, why } => self.stop(row, why),
-        }
-        None
+impl<S, P: Policy, B: Body<Data = Bytes> + Unpin> Setup<S, P, B> {
+    /// Settles an attempt with its breaker, and says how long to wait before the request is sent again, unless the answer is
+    /// handed on.
+    fn judge<R: Body>(&mut self, answer: &Result<Response<ResponseBody<R>>, BoxError>) -> Option<Duration> {
+        let trailers = answer.as_ref().ok().and_then(|response| response.body().trailers());
+        let head = answer.as_ref().map(|response| (response.status(), response.headers()));
+        let outcome = outcome(head, self.grpc.then_some(trailers));
+        settle(&self.policy, &mut self.circuit, outcome, self.session.as_ref().and_then(Session::destination));
+        let latest = self.latest();
+        self.session.as_mut()?.wait(&self.policy, outcome?, latest, self.circuit.as_ref(), now())
     }
 
-    /// The request for the next attempt, unless the attempt before still holds the body.
-    fn again(&mut self) -> Option<Request<ReplayBody<B>>> {
-        let Some(body) = self.body.again() else {
-            self.stop(self.earlier.last().copied(), "body");
-            return None;
-        };
-        if let Some(permit) = self.permit.take() {
-            permit.spend();
-        }
-        self.context.attempts.fetch_add(1, Ordering::Relaxed);
-        Some(Request::from_parts(self.head.clone(), body))
-    }
-
-    /// Tells why a failure is handed on: louder where there was a row for it.
-    fn stop(&self, row: Option<&'static str>, why: &'static str) {
-        // The level of an event is part of its call site, so each level has one.
-        macro_rules! event {
-            ($level:ident) => {
-                tracing::$level!(
-                    target: "coze::retry",
-                    row,
-                    why,
-                    attempt = self.context.attempts.load(Ordering::Relaxed),
-                    request_id = self.context.request_id.get().map(RequestId::as_str),
-                    "the request is not sent again"
-                )
-            };
-        }
-        match row {
-            Some(_) => event!(info),
-            None => event!(debug),
-        }
+    /// May the answer to a call of gRPC be a failure that its head does not tell? Only where the whole call was sent: a server
+    /// may wait for the next message before it answers the first.
+    fn is_to_be_peeked<R: Body>(&self, response: &Response<R>) -> bool {
+        self.grpc
+            && response.status().is_success()
+            && !grpc::has_status(response.headers())
+            && !response.body().is_end_stream()
+            && self.session.as_ref().is_some_and(Session::is_sent)
     }
 }
 
-impl<S, P, B, F> fmt::Debug for ResponseFuture<S, P, B, F> {
+impl<S, P, B, F, R: Body> fmt::Debug for ResponseFuture<S, P, B, F, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").field("deadline", &self.deadline).finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").field("deadline", &self.setup.deadline).finish_non_exhaustive()
     }
 }
 
-fn poll_deadline(mut timer: Pin<&mut Option<Sleep>>, deadline: Option<Instant>, task: &mut Task<'_>) -> Poll<()> {
-    let Some(deadline) = deadline else { return Poll::Pending };
+fn poll_timer(mut timer: Pin<&mut Option<Sleep>>, at: Option<Instant>, task: &mut Task<'_>) -> Poll<()> {
+    let Some(at) = at else { return Poll::Pending };
     if timer.is_none() {
-        timer.set(Some(sleep_until(deadline)));
+        timer.set(Some(sleep_until(at)));
     }
     timer.as_pin_mut().expect("it was made a moment ago").poll(task)
-}
-
-/// The deadline passed before there was any answer.
-fn no_answer() -> BoxError {
-    Error::new(Kind::Timeout, "deadline_passed").with_message("there was no answer before the deadline").into()
-}
-
-/// What stays of a response that was dropped to send the request again.
-fn answered(status: StatusCode) -> BoxError {
-    Error::new(kind(status).unwrap_or(Kind::Upstream), "failed_response")
-        .with_message(format!("the last answer had the status {}", status.as_u16()))
-        .into()
 }

@@ -7,8 +7,8 @@ use http::{HeaderMap, HeaderName, header::RETRY_AFTER};
 /// Requests that are left: with `0` none for now.
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 
-/// `Retry-After`: whole seconds or a date (RFC 9110 §10.2.3), rounded up to seconds. A date that is over means zero, more than
-/// one value means the longest, and what is neither is as if it were not there.
+/// `Retry-After`: seconds or a date (RFC 9110 §10.2.3), rounded up to seconds, also where it breaks the rule that they are whole.
+/// A date that is over means zero, more than one value means the longest, and what is neither is as if it were not there.
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let values = headers.get_all(RETRY_AFTER).iter();
     values.filter_map(|value| wait(value.to_str().ok()?.trim(), now)).max()
@@ -17,6 +17,10 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
 fn wait(text: &str, now: SystemTime) -> Option<Duration> {
     if let Some(seconds) = digits(text) {
         return Some(Duration::from_secs(seconds));
+    }
+    if let Some((whole, fraction)) = text.split_once('.') {
+        let up = digits(fraction)? > 0;
+        return Some(Duration::from_secs(digits(whole)?.saturating_add(up.into())));
     }
     let until = httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default();
     Some(Duration::from_secs(until.as_secs() + u64::from(until.subsec_nanos() > 0)))
@@ -59,6 +63,16 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_second_is_a_second() {
+        assert_eq!(seconds(&["0.5"]), Some(1));
+        assert_eq!(seconds(&["0.001"]), Some(1));
+        assert_eq!(seconds(&["1.5"]), Some(2));
+        assert_eq!(seconds(&["7.0"]), Some(7));
+        assert_eq!(seconds(&["0.0"]), Some(0));
+        assert_eq!(seconds(&["99999999999999999999.5"]), Some(u64::MAX));
+    }
+
+    #[test]
     fn too_long_is_as_long_as_can_be() {
         assert_eq!(seconds(&["99999999999999999999"]), Some(u64::MAX));
         assert!(seconds(&["Fri, 31 Dec 9999 23:59:59 GMT"]) > Some(200_000_000_000));
@@ -66,7 +80,9 @@ mod tests {
 
     #[test]
     fn garbage_says_nothing_and_the_longest_value_counts() {
-        for garbage in ["", "soon", "-1", "+1", "1.5", "1s", "0x10", "Mon, 99 Nov 2026 12:00:00 GMT"] {
+        for garbage in
+            ["", "soon", "-1", "+1", ".5", "1.", "1.5.5", "1,5", "1s", "0x10", "Mon, 99 Nov 2026 12:00:00 GMT"]
+        {
             assert_eq!(seconds(&[garbage]), None, "{garbage}");
         }
         assert_eq!(seconds(&[]), None);

@@ -1,4 +1,4 @@
-use http::{Method, Uri, request::Parts};
+use http::{Method, Uri, header::ACCEPT, request::Parts};
 
 /// Says that a request may run twice: put it into the request's extensions.
 ///
@@ -20,6 +20,20 @@ pub(crate) fn is_idempotent(request: &Parts) -> bool {
     request.method.is_idempotent()
         || request.extensions.get::<Idempotent>().is_some()
         || request.method == Method::POST && is_read_only(&request.uri)
+}
+
+/// Does it only read: by its method (RFC 9110 §9.2.1) or by its path on the platform?
+pub(crate) fn is_read(request: &Parts) -> bool {
+    request.method.is_safe() || request.method == Method::POST && is_read_only(&request.uri)
+}
+
+/// Does it ask for a stream of events? Then an error instead of the stream means that nothing has begun (coze-platform.md §2.3,
+/// retry rule).
+pub(crate) fn asks_for_stream(request: &Parts) -> bool {
+    let accepts = request.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    accepts.flat_map(|value| value.split(',')).any(|part| {
+        part.split(';').next().is_some_and(|media_type| media_type.trim().eq_ignore_ascii_case("text/event-stream"))
+    })
 }
 
 fn is_read_only(uri: &Uri) -> bool {
@@ -79,6 +93,27 @@ mod tests {
         ] {
             assert!(!is_idempotent(&head("POST", path)), "{path}");
         }
+    }
+
+    #[test]
+    fn what_only_reads_is_known_by_method_and_path() {
+        for (method, path) in [("GET", "/v3/chat"), ("HEAD", "/"), ("POST", "/v3/chat/retrieve")] {
+            assert!(is_read(&head(method, path)), "{method}");
+        }
+        for (method, path) in [("PUT", "/"), ("DELETE", "/"), ("POST", "/v3/chat"), ("PUT", "/v3/chat/retrieve")] {
+            assert!(!is_read(&head(method, path)), "{method}");
+        }
+    }
+
+    #[test]
+    fn a_stream_is_asked_for_by_its_media_type() {
+        let asks = |accept: &'static str| {
+            let mut chat = head("POST", "/v3/chat");
+            chat.headers.insert(ACCEPT, http::HeaderValue::from_static(accept));
+            asks_for_stream(&chat)
+        };
+        assert!(asks("text/event-stream") && asks("application/json;q=0.5, Text/Event-Stream; q=1"));
+        assert!(!asks("*/*") && !asks("application/json") && !asks("text/event-streams") && !asks(""));
     }
 
     #[test]

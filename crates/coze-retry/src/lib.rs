@@ -1,25 +1,40 @@
 #![doc = include_str!("../README.md")]
 
 mod backoff;
+mod body;
 mod budget;
+mod circuit;
 mod failure;
 mod future;
+mod grpc;
 mod headers;
+mod hedge;
 mod idempotent;
+mod judge;
 mod layer;
 mod policy;
+mod race;
 mod replay;
 mod service;
+mod session;
+mod settings;
 mod standard;
+mod start;
+mod sync;
 mod table;
+mod word;
 
 pub use backoff::Backoff;
+pub use body::ResponseBody;
 pub use budget::{Budget, Permit};
+pub use circuit::{Breaker, Circuit, Mark};
 pub use future::ResponseFuture;
+pub use hedge::Hedge;
 pub use idempotent::Idempotent;
 pub use layer::RetryLayer;
-pub use policy::{Attempt, Decision, Outcome, Plan, Policy};
+pub use policy::{Attempt, Attempts, Decision, Outcome, Plan, Policy};
 pub use replay::ReplayBody;
 pub use service::Retry;
 pub use standard::Standard;
-pub use table::{Row, Wait, When};
+pub use start::time_left;
+pub use table::{Change, Row, Wait, When};

@@ -58,6 +58,13 @@ struct Reader<B> {
     done: bool,
 }
 
+impl<B> Replay<B> {
+    /// Is there nothing in it at all?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
 impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
     /// Keeps at most `cap` bytes of `body` while it is read.
     pub(crate) fn new(body: B, cap: u64) -> (Self, ReplayBody<B>) {
@@ -75,6 +82,11 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
     /// Is it clear already that there is no other body to be had?
     pub(crate) fn is_lost(&self) -> bool {
         self.0.as_ref().is_some_and(|home| lock(home).as_ref().is_some_and(|record| record.lost))
+    }
+
+    /// Was it read to its end, and given back?
+    pub(crate) fn is_complete(&self) -> bool {
+        self.0.as_ref().is_none_or(|home| lock(home).as_ref().is_some_and(|record| record.rest.is_none()))
     }
 
     /// The body once more, if it is complete and the attempt before has given it back.

@@ -11,7 +11,10 @@ use http_body::Body;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use crate::{Policy, ReplayBody, ResponseFuture, future::Session, replay::Replay};
+use crate::{
+    Plan, Policy, ReplayBody, ResponseBody, ResponseFuture, future::Setup, grpc, judge::no_answer, replay::Replay,
+    session::Session, start::said,
+};
 
 /// A service that sends a request again when it failed, as its policy says.
 ///
@@ -35,10 +38,12 @@ where
     S::Error: Into<BoxError>,
     P: Policy + Clone,
     B: Body<Data = Bytes> + Unpin,
+    R: Body,
+    R::Error: Into<BoxError>,
 {
-    type Response = S::Response;
+    type Response = Response<ResponseBody<R>>;
     type Error = BoxError;
-    type Future = ResponseFuture<S, P, B, S::Future>;
+    type Future = ResponseFuture<S, P, B, S::Future, R>;
 
     fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(task).map_err(Into::into)
@@ -46,38 +51,40 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        let plan = self.policy.plan(&parts);
-        let context = match plan.replay {
+        let Plan { replay, deadline: total, circuit, attempts } = self.policy.plan(&parts);
+        let context = match replay {
             // The attempts share what is noted about the request.
             Some(_) => Some(Context::of(&mut parts.extensions)),
             None => parts.extensions.get::<Context>().cloned(),
         };
+        let now = now();
         let given = context.as_ref().and_then(|context| context.deadline.get()).copied().map(Instant::from_std);
-        let deadline = if plan.deadline.is_some() || given.is_some() {
-            let now = now();
-            let own = plan.deadline.and_then(|total| now.checked_add(total));
-            let deadline = own.into_iter().chain(given).min();
-            if deadline.is_some_and(|deadline| deadline <= now) {
-                return ResponseFuture::expired();
-            }
-            deadline
-        } else {
-            None
-        };
-        if let Some(context) = &context {
-            context.attempts.fetch_add(1, Ordering::Relaxed);
+        let grpc = grpc::is_call(&parts.headers);
+        let header = attempts.as_ref().and_then(|attempts| attempts.deadline_header.as_ref());
+        let own = total.into_iter().chain(said(&parts.headers, grpc, header)).min();
+        let deadline = own.and_then(|own| now.checked_add(own)).into_iter().chain(given).min();
+        let policy = self.policy.clone();
+        let mut setup = Setup { policy, deadline, circuit, attempts, grpc, session: None };
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return ResponseFuture::refused(no_answer(), setup);
         }
-        let (Some(cap), Some(context)) = (plan.replay, context) else {
+        if let Some(Err(error)) = setup.circuit.as_mut().map(|circuit| circuit.enter(now)) {
+            tracing::debug!(target: "coze::retry", why = "circuit_open", "the request is not sent");
+            return ResponseFuture::refused(error.into(), setup);
+        }
+        let number = context.as_ref().map_or(1, |context| context.attempts.fetch_add(1, Ordering::Relaxed) + 1);
+        setup.start().prepare(&mut parts.headers, number, now);
+        let (Some(cap), Some(context)) = (replay, context) else {
             let request = Request::from_parts(parts, ReplayBody::once(body));
-            return ResponseFuture::calling(self.inner.call(request), deadline, None);
+            return ResponseFuture::calling(self.inner.call(request), now, setup);
         };
         let (replay, body) = Replay::new(body, cap);
         let head = parts.clone();
         let clone = self.inner.clone();
         let mut ready = mem::replace(&mut self.inner, clone);
         let attempt = ready.call(Request::from_parts(parts, body));
-        let session = Session::new(ready, self.policy.clone(), head, replay, context);
-        ResponseFuture::calling(attempt, deadline, Some(session))
+        setup.session = Some(Session::new(ready, head, replay, context));
+        ResponseFuture::calling(attempt, now, setup)
     }
 }
 

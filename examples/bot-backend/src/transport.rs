@@ -1,6 +1,6 @@
 //! The way to the platform: a pool of connections, with a bound on each wait.
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
 use bytes::Bytes;
 use coze_auth::Endpoint;
@@ -11,7 +11,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{self, Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use tokio::time::timeout;
@@ -42,8 +42,8 @@ pub(crate) fn seldom(platform: &Platform) -> Transport {
 
 /// A service that sends requests to the host they name. It knows `http` and `https`, HTTP/1.1 and HTTP/2.
 ///
-/// It fails with `platform_unreachable` when no connection came about within `connect` (the request certainly did not run),
-/// `platform_silent` when the head of the answer did not come within `silence`, and `platform_connection` when the connection
+/// It fails with `platform_unreachable` when no connection came about within `connect`, or one was closed before the request
+/// was sent (either way it certainly did not run), `platform_silent` when the head of the answer did not come within `silence`, and `platform_connection` when the connection
 /// broke.
 pub(crate) fn transport<B>(
     connect: Duration,
@@ -81,7 +81,7 @@ where
         async move {
             match timeout(silence, answer).await {
                 Ok(Ok(response)) => Ok(response),
-                Ok(Err(error)) if error.is_connect() => Err(Error::new(Kind::Unavailable, "platform_unreachable")
+                Ok(Err(error)) if is_unsent(&error) => Err(Error::new(Kind::Unavailable, "platform_unreachable")
                     .with_message("the platform cannot be reached")
                     .with_retry(Retry::Safe)
                     .with_source(error)),
@@ -95,4 +95,11 @@ where
             }
         }
     })
+}
+
+/// Was nothing of the request sent? hyper gives one back that came to a connection that was closed already, and sends it again
+/// itself if the connection was from the pool; so this remains for a new one.
+fn is_unsent(error: &legacy::Error) -> bool {
+    let cause = || error.source()?.downcast_ref::<hyper::Error>();
+    error.is_connect() || cause().is_some_and(hyper::Error::is_canceled)
 }

@@ -8,10 +8,12 @@ use std::{
     task::Poll,
 };
 
+use bytes::Bytes;
 use coze_core::{BoxError, Error, Kind};
 use coze_retry::{Budget, Retry, RetryLayer, Standard};
 use http::Response;
-use tokio::time::advance;
+use http_body_util::{BodyExt, Full};
+use tokio::time::{Instant, advance};
 use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimitLayer, service_fn};
 use tower_test::mock::{self, Handle, Mock, SendResponse};
 
@@ -34,7 +36,7 @@ async fn each_attempt_waits_for_readiness() {
     assert!(handle.poll_request().is_pending());
     handle.allow(1);
     assert!(poll(&mut answer).await.is_pending());
-    handle.next_request().await.expect("the second attempt").1.send_response(Response::new("answer"));
+    handle.next_request().await.expect("the second attempt").1.send_response(ok().expect("an answer"));
     assert_eq!(outcome(&answer.await), "200");
 }
 
@@ -71,7 +73,7 @@ async fn the_readiness_of_an_inner_limit_is_kept_and_given_back() {
     assert!(handle.poll_request().is_pending());
     drop(other);
     assert!(poll(&mut answer).await.is_pending());
-    handle.next_request().await.expect("the second attempt").1.send_response(Response::new("answer"));
+    handle.next_request().await.expect("the second attempt").1.send_response(ok().expect("an answer"));
     assert_eq!(outcome(&answer.await), "200");
 }
 
@@ -102,7 +104,7 @@ async fn a_request_that_is_dropped_leaves_nothing_behind() {
         if until >= Waiting {
             refuse(respond);
             assert!(poll(&mut answer).await.is_pending());
-            assert!(budget.withdraw().is_none(), "the retry has been taken");
+            assert!(budget.withdraw((), 100, Instant::now()).is_none(), "the retry has been taken");
         }
         if until >= Readying {
             assert!(other.poll_ready().is_ready());
@@ -116,7 +118,11 @@ async fn a_request_that_is_dropped_leaves_nothing_behind() {
         }
         drop(answer);
         assert!(matches!(other.poll_ready(), Poll::Ready(Ok(()))), "{until:?}: the permit is free");
-        assert_eq!(budget.withdraw().is_some(), until < CallingAgain, "{until:?}: only what was sent costs");
+        assert_eq!(
+            budget.withdraw((), 100, Instant::now()).is_some(),
+            until < CallingAgain,
+            "{until:?}: only what was sent costs"
+        );
         advance(seconds(100.0)).await;
         assert!(handle.poll_request().is_pending(), "{until:?}: nothing more is sent");
     }
@@ -132,8 +138,12 @@ async fn a_failed_response_is_dropped_before_the_wait() {
     }
     let dropped = Arc::<AtomicBool>::default();
     let inner = service_fn(|_: Req| {
-        let response = Response::builder().status(503).body(Flag(dropped.clone()));
-        std::future::ready(response.map_err(BoxError::from))
+        let flag = Flag(dropped.clone());
+        let body = Full::<Bytes>::default().map_frame(move |frame| {
+            let _ = &flag;
+            frame
+        });
+        std::future::ready(Response::builder().status(503).body(body).map_err(BoxError::from))
     });
     let mut answer = Box::pin(RetryLayer::new(policy()).layer(inner).oneshot(get()));
     assert!(poll(&mut answer).await.is_pending());

@@ -6,9 +6,11 @@ use std::{
     task::{Context as Task, Poll, Waker},
 };
 
+use bytes::Bytes;
 use coze_core::{BoxError, Context};
 use coze_retry::{Policy, Retry};
 use http::{Request, Response};
+use http_body_util::Full;
 use tower::{Service, service_fn};
 
 use crate::support::*;
@@ -16,7 +18,9 @@ use crate::support::*;
 /// The allocations of a request that meets success at the first attempt.
 fn allocations(policy: impl Policy + Clone, request: Request<Script>) -> u64 {
     let mut service = Retry::new(
-        service_fn(|_: Req| -> Ready<Result<_, BoxError>> { std::future::ready(Ok(Response::new(()))) }),
+        service_fn(|_: Req| -> Ready<Result<_, BoxError>> {
+            std::future::ready(Ok(Response::new(Full::<Bytes>::default())))
+        }),
         policy,
     );
     let task = &mut Task::from_waker(Waker::noop());

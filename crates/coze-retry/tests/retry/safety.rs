@@ -2,9 +2,11 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use bytes::Bytes;
 use coze_core::{Context, Error, Kind, RequestId, Retry as MayRetry};
 use coze_retry::{Attempt, Budget, Decision, Idempotent, Outcome, Plan, Policy, RetryLayer};
 use http::{Request, Response, request::Parts};
+use http_body_util::Full;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
 use crate::support::*;
@@ -14,7 +16,7 @@ async fn an_answer_that_is_no_failure_is_handed_on_at_once() {
     for code in [200, 202, 304, 399] {
         let (answer, _) = send(|_: &Attempt<'_>| panic!("nobody asks"), get(), vec![status(code, &[])]).await;
         assert_eq!(outcome(&answer), code.to_string());
-        assert_eq!(*answer.expect("an answer").body(), "answer");
+        assert_eq!(text(answer.expect("an answer").into_body()).await, "answer");
     }
 }
 
@@ -77,7 +79,9 @@ async fn every_attempt_gets_the_same_head_and_is_counted() {
             (&http::Method::GET, "/v1/bots", &http::HeaderValue::from_static("t1"))
         );
         let attempts = Context::of(request.extensions_mut()).attempts.load(Ordering::Relaxed);
-        Ok::<_, tower::BoxError>(Response::builder().status(if attempts < 3 { 503 } else { 200 }).body(())?)
+        Ok::<_, tower::BoxError>(
+            Response::builder().status(if attempts < 3 { 503 } else { 200 }).body(Full::<Bytes>::default())?,
+        )
     });
     let answer = RetryLayer::new(policy()).layer(inner).oneshot(original).await.expect("an answer");
     assert_eq!((answer.status().as_u16(), context.attempts.load(Ordering::Relaxed)), (200, 3));
@@ -160,7 +164,8 @@ async fn a_policy_of_ones_own_decides() {
     struct Twice;
     impl Policy for Twice {
         fn plan(&self, request: &Parts) -> Plan {
-            Plan { deadline: Some(Duration::from_secs(9)), replay: Some(8).filter(|_| request.method == "GET") }
+            let replay = Some(8).filter(|_| request.method == "GET");
+            Plan { deadline: Some(Duration::from_secs(9)), replay, ..Plan::default() }
         }
         fn decide(&self, attempt: &Attempt<'_>) -> Decision {
             match attempt.outcome {

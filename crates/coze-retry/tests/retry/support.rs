@@ -11,17 +11,21 @@ use std::{
 
 use bytes::Bytes;
 use coze_core::{BoxError, Error, Limit, Platform};
-use coze_retry::{Policy, ReplayBody, RetryLayer, Standard};
+use coze_retry::{Policy, ReplayBody, ResponseBody, RetryLayer, Standard};
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Full};
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt};
 use tower_test::mock;
 use tracing::{Dispatch, subscriber::DefaultGuard};
 
 pub(crate) type Req = Request<ReplayBody<Script>>;
-pub(crate) type Res = Response<&'static str>;
+pub(crate) type Res = Response<Full<Bytes>>;
+/// What the inner service answers.
 pub(crate) type Answer = Result<Res, BoxError>;
+/// What comes out of the layer.
+pub(crate) type Out = Result<Response<ResponseBody<Full<Bytes>>>, BoxError>;
 
 /// Noon of the wall clock of the tests.
 pub(crate) const NOON: &str = "Mon, 23 Nov 2026 12:00:00 GMT";
@@ -54,7 +58,7 @@ pub(crate) fn ok() -> Answer {
 pub(crate) fn status(status: u16, headers: &[(&str, &str)]) -> Answer {
     let head =
         headers.iter().fold(Response::builder().status(status), |head, (name, value)| head.header(*name, *value));
-    Ok(head.body("answer").expect("a response"))
+    Ok(head.body(Full::from("answer")).expect("a response"))
 }
 
 pub(crate) fn fail(error: Error) -> Answer {
@@ -80,7 +84,7 @@ pub(crate) async fn send(
     policy: impl Policy + Clone,
     request: Request<Script>,
     answers: Vec<Answer>,
-) -> (Answer, Vec<Duration>) {
+) -> (Out, Vec<Duration>) {
     let (mock, mut handle) = mock::pair::<Req, Res>();
     let answer = RetryLayer::new(policy).layer(mock).oneshot(request);
     let inner = async {
@@ -108,11 +112,16 @@ pub(crate) fn waits(arrived: &[Duration]) -> Vec<Duration> {
 }
 
 /// The status that came out, or the reason of the error.
-pub(crate) fn outcome(answer: &Answer) -> String {
+pub(crate) fn outcome<B>(answer: &Result<Response<B>, BoxError>) -> String {
     match answer {
         Ok(response) => response.status().as_str().to_owned(),
         Err(error) => Error::find(&**error).map_or_else(|| error.to_string(), |e| e.reason().to_owned()),
     }
+}
+
+/// All of a body.
+pub(crate) async fn text<B: Body<Data = Bytes, Error: std::fmt::Debug>>(body: B) -> String {
+    String::from_utf8(body.collect().await.expect("complete").to_bytes().to_vec()).expect("UTF-8")
 }
 
 /// A request body that does what it is told.
@@ -128,6 +137,8 @@ pub(crate) enum Step {
     Data(Bytes),
     Trailers(HeaderMap),
     Pending,
+    /// Pending for ever.
+    Never,
     Fail,
 }
 
@@ -158,6 +169,10 @@ impl Body for Script {
             Some(Step::Data(data)) => Some(Ok(Frame::data(data))),
             Some(Step::Trailers(trailers)) => Some(Ok(Frame::trailers(trailers))),
             Some(Step::Fail) => Some(Err("the file is gone")),
+            Some(Step::Never) => {
+                self.steps.push_front(Step::Never);
+                return Poll::Pending;
+            }
             Some(Step::Pending) => {
                 task.waker().wake_by_ref();
                 return Poll::Pending;

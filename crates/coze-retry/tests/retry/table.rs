@@ -4,7 +4,7 @@ use std::{fmt, sync::Mutex, time::Duration};
 
 use crate::support::*;
 use coze_core::{Error, Kind, Limit, Retry};
-use coze_retry::{Backoff, Budget, Policy, RetryLayer, Row, Wait, When};
+use coze_retry::{Backoff, Budget, Change, Policy, RetryLayer, Row, Wait, When};
 use http::StatusCode;
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
@@ -84,6 +84,14 @@ async fn a_code_of_the_platform_has_its_row() {
     {
         assert_eq!(row_of_code(other, kind).await, [0.0; 0], "{other}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_never_sent_is_sent_again_soon() {
+    let unsent = || fail(Error::new(Kind::Unavailable, "platform_unreachable").with_retry(Retry::Safe));
+    assert_eq!(row_of(unsent).await, SHORT[..3]);
+    let (answer, _) = send(policy(), chat(), vec![unsent(), ok()]).await;
+    assert_eq!(outcome(&answer), "200", "whatever it is");
 }
 
 #[tokio::test(start_paused = true)]
@@ -204,12 +212,63 @@ async fn chance_makes_a_wait_longer() {
 async fn the_table_is_data() {
     let slow = Backoff { base: seconds(2.0), jitter: 0.0, cap: seconds(3.0) };
     let rows = [
-        Row { name: "early", when: When::Status(StatusCode::TOO_EARLY), wait: Wait::Backoff(slow), tries: 3 },
-        Row { name: "gateway_error", when: When::Kind(Kind::Upstream), wait: Wait::Fixed(Duration::ZERO), tries: 1 },
+        Row::new("early", When::Status(StatusCode::TOO_EARLY), Wait::Backoff(slow), 3),
+        Row::new("gateway_error", When::Kind(Kind::Upstream), Wait::Fixed(Duration::ZERO), 1),
     ];
     let policy = policy().rows(rows.into_iter().chain(Row::DEFAULTS.iter().copied()));
     assert_eq!(waits_of(policy.clone(), || status(425, &[])).await, [2.0, 3.0, 3.0]);
     assert_eq!(waits_of(policy.clone(), || status(502, &[])).await, [0.0], "the first row that matches");
     assert_eq!(waits_of(policy.clone(), || status(504, &[])).await, [3.0]);
     assert_eq!(waits_of(policy.rows([]), || status(504, &[])).await, [0.0; 0]);
+}
+
+fn change(row: &str) -> Change {
+    Change { row: row.to_owned(), ..Change::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configuration_changes_the_rows_of_a_name() {
+    let waits_of = |change: Change, failure: fn() -> Answer| {
+        let policy = policy().deadline(None).budget(Budget::new(0, 6)).change(&change).expect("a row");
+        waits_of(policy, failure)
+    };
+    let busy = || status(429, &[]);
+    assert_eq!(waits_of(change("rate_limited"), busy).await, SECONDS[..5], "what is not said stays");
+    assert_eq!(waits_of(Change { tries: Some(2), ..change("rate_limited") }, busy).await, SECONDS[..2]);
+    let half = Change { wait: Some(seconds(0.5)), tries: Some(3), ..change("rate_limited") };
+    assert_eq!(waits_of(half, busy).await, [0.5, 1.0, 2.0], "a wait that grows goes on growing");
+    assert_eq!(waits_of(Change { cost: Some(300), ..change("rate_limited") }, busy).await, SECONDS[..2], "6 are there");
+    assert_eq!(waits_of(Change { wait: Some(seconds(0.5)), ..change("timeout") }, || status(504, &[])).await, [0.5]);
+    let further = || fail(code(Error::new(Kind::Upstream, "x"), 720_701_013));
+    assert_eq!(waits_of(change("server_error"), further).await, [1.5, 1.5]);
+    let codes = || Change { codes: vec![720_701_013, 4009], ..change("server_error") };
+    assert_eq!(waits_of(codes(), further).await, SHORT);
+    assert_eq!(
+        waits_of(codes(), || fail(code(Error::new(Kind::Overloaded, "x"), 4009))).await,
+        SHORT,
+        "it had another row"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_configuration_says_what_is_marked_and_who_is_told() {
+    let events = Events::record();
+    let told = Change { alerts: Some(true), ..change("gateway_error") };
+    let silent = Change { alerts: Some(false), ..change("exhausted") };
+    let policy = policy().change(&told).and_then(|policy| policy.change(&silent)).expect("rows").tries(1);
+    waits_of(policy.clone(), || status(429, &[("x-ratelimit-remaining", "0")])).await;
+    assert!(!events.take().iter().any(|line| line.contains("coze::alert")));
+    waits_of(policy, || status(503, &[])).await;
+    assert!(events.take().iter().any(|line| line.contains("alert=\"gateway_error\"")));
+}
+
+#[test]
+fn a_change_that_makes_no_sense_is_refused() {
+    let refused = |change: Change| policy().change(&change).expect_err("refused").message().to_owned();
+    let message = refused(change("rate-limited"));
+    assert!(message.contains("`rate-limited`") && message.contains("minute_limit, risk_control"), "{message}");
+    refused(Change { codes: vec![1; 300], ..change("timeout") });
+    let full = 256 - Row::DEFAULTS.len();
+    assert!(policy().change(&Change { codes: vec![1; full], ..change("timeout") }).is_ok());
+    refused(Change { codes: vec![1; full + 1], ..change("timeout") });
 }

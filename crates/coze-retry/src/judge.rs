@@ -1,0 +1,65 @@
+//! What an answer means: whether it is a failure, what it says of its destination, and what stays of it.
+
+use coze_core::{BoxError, Error, Kind};
+use http::{HeaderMap, Response, StatusCode};
+use http_body::Body;
+
+use crate::{Circuit, Mark, Outcome, Policy, ResponseBody, circuit::Turn, failure, grpc, service::now};
+
+/// The failure that this answer is, if it is one. A call of gRPC has a status in its trailers, if those were looked at, else in
+/// its head.
+pub(crate) fn outcome<'a>(
+    head: Result<(StatusCode, &'a HeaderMap), &'a BoxError>,
+    grpc: Option<Option<&'a HeaderMap>>,
+) -> Option<Outcome<'a>> {
+    match (head, grpc) {
+        (Err(error), _) => Some(Outcome::Failed(&**error)),
+        (Ok((status, headers)), _) if status >= StatusCode::BAD_REQUEST => Some(Outcome::Answered(status, headers)),
+        (Ok((status, headers)), Some(trailers)) => {
+            let fields = trailers.unwrap_or(headers);
+            grpc::has_failed(fields).then_some(Outcome::Answered(status, fields))
+        }
+        _ => None,
+    }
+}
+
+/// Tells the breaker how an attempt ended, and everybody if that changed anything.
+pub(crate) fn settle(
+    policy: &impl Policy,
+    circuit: &mut Option<Circuit>,
+    outcome: Option<Outcome<'_>>,
+    destination: Option<&str>,
+) {
+    let Some(circuit) = circuit else { return };
+    match circuit.settle(outcome.map_or(Mark::Good, |outcome| policy.mark(outcome)), now) {
+        Some(Turn::Opened) => {
+            tracing::warn!(target: "coze::alert", alert = "circuit_open", destination, "the other side is left alone for a while");
+        }
+        Some(Turn::Closed) => {
+            tracing::info!(target: "coze::retry", destination, "the other side is back");
+        }
+        None => {}
+    }
+}
+
+/// The deadline passed before there was any answer.
+pub(crate) fn no_answer() -> BoxError {
+    Error::new(Kind::Timeout, "deadline_passed").with_message("there was no answer before the deadline").into()
+}
+
+/// One attempt took too long.
+pub(crate) fn timed_out() -> BoxError {
+    Error::new(Kind::Timeout, "attempt_timeout").with_message("the attempt took too long").into()
+}
+
+/// What stays of a response that was dropped to send the request again.
+pub(crate) fn answered<R: Body>(response: &Response<ResponseBody<R>>) -> BoxError {
+    let status = response.status();
+    let kind = match status < StatusCode::BAD_REQUEST {
+        true => grpc::kind(response.body().trailers().unwrap_or(response.headers())),
+        false => failure::kind(status),
+    };
+    Error::new(kind.unwrap_or(Kind::Upstream), "failed_response")
+        .with_message(format!("the last answer had the status {}", status.as_u16()))
+        .into()
+}
