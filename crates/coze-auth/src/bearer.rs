@@ -143,6 +143,9 @@ pub(crate) fn copy(error: &Error) -> Error {
     if let Some(limit) = error.limit() {
         copy = copy.with_limit(limit);
     }
+    if let Some(scope) = error.scope() {
+        copy = copy.with_scope(scope);
+    }
     copy
 }
 

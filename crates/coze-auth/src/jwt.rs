@@ -8,6 +8,7 @@ mod fetched;
 mod jwk;
 mod key;
 mod keys;
+mod metadata;
 mod object;
 mod places;
 mod revoked;
@@ -38,6 +39,7 @@ pub use self::{
     fetched::{FetchedKeys, KeyFetch},
     key::{Algorithm, JwtKey},
     keys::JwtKeys,
+    metadata::ResourceMetadata,
 };
 use crate::{
     Admitted, Decision, Policy,

@@ -28,7 +28,7 @@ pub use body::VerifiedBody;
 pub use callback::Callback;
 pub use future::ResponseFuture;
 #[cfg(feature = "jwt")]
-pub use jwt::{Access, Algorithm, FetchedKeys, Issuer, Jwt, JwtKey, JwtKeys, KeyFetch, Routes};
+pub use jwt::{Access, Algorithm, FetchedKeys, Issuer, Jwt, JwtKey, JwtKeys, KeyFetch, ResourceMetadata, Routes};
 pub use key::{Key, MAX_KEYS};
 pub use layer::AuthLayer;
 #[cfg(feature = "oauth")]

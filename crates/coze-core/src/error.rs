@@ -96,6 +96,7 @@ struct Inner {
     retry_after: Option<Duration>,
     platform: Option<Platform>,
     limit: Option<Limit>,
+    scope: Option<Box<str>>,
     source: Option<BoxError>,
 }
 
@@ -142,6 +143,7 @@ impl Error {
             retry_after: None,
             platform: None,
             limit: None,
+            scope: None,
             source: None,
         }))
     }
@@ -182,6 +184,13 @@ impl Error {
     #[must_use]
     pub fn with_limit(mut self, limit: Limit) -> Self {
         self.0.limit = Some(limit);
+        self
+    }
+
+    /// Names the scopes that the request needs, with a space in between (RFC 6749 §3.3).
+    #[must_use]
+    pub fn with_scope(mut self, scope: impl Into<Box<str>>) -> Self {
+        self.0.scope = Some(scope.into());
         self
     }
 
@@ -234,6 +243,12 @@ impl Error {
         self.0.limit
     }
 
+    /// The scopes that the request needs.
+    #[must_use]
+    pub fn scope(&self) -> Option<&str> {
+        self.0.scope.as_deref()
+    }
+
     /// The first `Error` in a chain of sources, `error` itself included.
     #[must_use]
     pub fn find<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Self> {
@@ -265,6 +280,7 @@ impl fmt::Debug for Error {
             .field("retry_after", &self.0.retry_after)
             .field("platform", &self.0.platform)
             .field("limit", &self.0.limit)
+            .field("scope", &self.0.scope)
             .field("source", &source)
             .finish()
     }

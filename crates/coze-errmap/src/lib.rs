@@ -2,6 +2,7 @@
 
 mod accept;
 mod body;
+mod challenge;
 mod classify;
 mod envelope;
 mod error;

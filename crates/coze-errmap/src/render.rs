@@ -7,7 +7,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
 use crate::{
-    Mapping, headers,
+    Mapping,
+    challenge::Challenge,
+    headers,
     headers::{seconds_up, unix},
     table::Wait,
 };
@@ -20,6 +22,10 @@ pub(crate) struct Answer<'a> {
     pub(crate) reason: &'static str,
     pub(crate) message: &'a str,
     pub(crate) logid: Option<&'a str>,
+    /// Of a request that authentication or authorisation refused.
+    pub(crate) auth_error_code: Option<&'static str>,
+    /// The scopes that were needed.
+    pub(crate) scope: Option<&'a str>,
     /// Whole seconds, at least one.
     pub(crate) retry_after: Option<u64>,
     pub(crate) limit: Option<Limit>,
@@ -49,6 +55,8 @@ struct Problem<'a> {
     code: i64,
     reason: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    auth_error_code: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     logid: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after: Option<u64>,
@@ -68,22 +76,18 @@ impl Answer<'_> {
             detail: self.message,
             code: self.mapping.code,
             reason: self.reason,
+            auth_error_code: self.auth_error_code,
             logid: self.logid,
             retry_after: self.retry_after,
         })
     }
 
     /// Adds the headers that are not there yet: what another layer said about its own failure stays.
-    pub(crate) fn write_headers(&self, headers: &mut HeaderMap, challenge: &HeaderValue, now: SystemTime) {
+    pub(crate) fn write_headers(&self, headers: &mut HeaderMap, challenge: &Challenge, now: SystemTime) {
         // RFC 6585 demands it for 429, and no other failure is worth keeping either.
         add(headers, header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        let is_about_credentials = matches!(self.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-        match bearer_error(self.reason).filter(|_| is_about_credentials) {
-            Some(error) if challenge.as_bytes().starts_with(b"Bearer") => {
-                add(headers, header::WWW_AUTHENTICATE, with_error(challenge, error));
-            }
-            _ if self.status == StatusCode::UNAUTHORIZED => add(headers, header::WWW_AUTHENTICATE, challenge.clone()),
-            _ => {}
+        if let Some(challenge) = challenge.header(self.status, self.reason, self.message, self.scope) {
+            add(headers, header::WWW_AUTHENTICATE, challenge);
         }
         if let Some(logid) = self.logid {
             add_text(headers, headers::LOGID, logid);
@@ -105,31 +109,6 @@ impl Answer<'_> {
             add_text(headers, HeaderName::from_static("ratelimit"), &left);
         }
     }
-}
-
-/// What a challenge says about a token that was refused for this reason (RFC 6750 §3.1). Of a request without one it says
-/// nothing.
-fn bearer_error(reason: &str) -> Option<&'static str> {
-    match reason {
-        "token_expired"
-        | "token_not_yet_valid"
-        | "signature_invalid"
-        | "unknown_key"
-        | "audience_mismatch"
-        | "issuer_mismatch"
-        | "revoked"
-        | "parse_error" => Some("invalid_token"),
-        "missing_scope" => Some("insufficient_scope"),
-        _ => None,
-    }
-}
-
-/// The challenge with one parameter more.
-fn with_error(challenge: &HeaderValue, error: &str) -> HeaderValue {
-    // Parameters begin behind the scheme with a space, and a comma stands between them (RFC 9110 §11.6.1).
-    let separator: &[u8] = if challenge.as_bytes().contains(&b' ') { b", " } else { b" " };
-    let text = [challenge.as_bytes(), separator, b"error=\"", error.as_bytes(), b"\""].concat();
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| challenge.clone())
 }
 
 fn json(body: &impl Serialize) -> Vec<u8> {

@@ -1,13 +1,14 @@
 use std::{convert::Infallible, error::Error as StdError, iter::successors, time::SystemTime};
 
 use bytes::Bytes;
-use coze_core::{BoxError, Error, Kind, redact};
+use coze_core::{BoxError, Error, Kind, Refusal, redact};
 use http::{HeaderName, HeaderValue, Response, StatusCode, header, request, response};
 use tracing::Level;
 
 use crate::{
     Caller, Mapping, Policy, Rest, Verdict,
     accept::{Format, Language},
+    challenge::Challenge,
     error::{cut, from_status},
     grpc, headers,
     headers::seconds_up,
@@ -27,7 +28,7 @@ use crate::{
 /// [prefers]: https://www.rfc-editor.org/rfc/rfc9110#section-12.5.1
 #[derive(Clone, Debug)]
 pub struct Responder {
-    challenge: HeaderValue,
+    challenge: Challenge,
     clock: fn() -> SystemTime,
 }
 
@@ -35,15 +36,36 @@ impl Responder {
     /// Challenges for a bearer token, by the system's clock.
     #[must_use]
     pub const fn new() -> Self {
-        Self { challenge: HeaderValue::from_static("Bearer"), clock: SystemTime::now }
+        Self { challenge: Challenge::new(), clock: SystemTime::now }
     }
 
-    /// What `WWW-Authenticate` says on a 401 (RFC 9110 §11.6.1 wants a challenge; default `Bearer`). A `Bearer` challenge gets
-    /// an `error` where a token was refused, also one that lacks a scope (RFC 6750 §3). Signatures of webhooks
-    /// have no registered scheme: a service that knows nothing else may name its own, such as `Signature`.
+    /// What `WWW-Authenticate` says on a 401 (RFC 9110 §11.6.1 wants a challenge; default `Bearer`): one challenge. A `Bearer`
+    /// challenge gets `error` and `error_description` where a token was refused, and with a 403 the `scope` it lacks
+    /// (RFC 6750 §3). Signatures of webhooks have no registered scheme: a service that knows nothing else may name its own, such
+    /// as `Signature`.
     #[must_use]
-    pub fn challenge(self, challenge: HeaderValue) -> Self {
-        Self { challenge, ..self }
+    pub fn challenge(mut self, challenge: HeaderValue) -> Self {
+        self.challenge.given = challenge;
+        self
+    }
+
+    /// The realm that the challenge names: what the credentials are for, in words of your own. There is none unless set.
+    ///
+    /// # Errors
+    /// `challenge_invalid`, [`Kind::Invalid`]: something other than visible ASCII and spaces.
+    pub fn realm(mut self, realm: &str) -> Result<Self, Error> {
+        self.challenge.realm(realm)?;
+        Ok(self)
+    }
+
+    /// The URL at which the challenge sends clients to learn how to get a token: that of the protected resource's metadata
+    /// (`resource_metadata`, RFC 9728 §5.1). There is none unless set.
+    ///
+    /// # Errors
+    /// `challenge_invalid`, [`Kind::Invalid`]: not an https URL.
+    pub fn resource_metadata(mut self, url: &str) -> Result<Self, Error> {
+        self.challenge.metadata(url)?;
+        Ok(self)
     }
 
     /// Reads the wall clock elsewhere: for `X-RateLimit-Reset`, and for waits until the next minute or day.
@@ -73,6 +95,9 @@ impl Responder {
             reason: error.reason(),
             message: message(error, &mapping, caller.language),
             logid: logid.or_else(|| Some(context?.request_id.get()?.as_str())),
+            // Of the error, not the refusal: the caller is told no more than it says.
+            auth_error_code: context.and_then(|c| c.refusal.get()).and_then(|_| Refusal::from(error).code()),
+            scope: error.scope(),
             retry_after: wait.or_else(|| mapping.wait.from(now)).map(|wait| seconds_up(wait).max(1)),
             limit,
         };

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use coze_core::{BoxError, Context, Error, Kind, Limit, RequestId};
+use coze_core::{BoxError, Context, Error, Kind, Limit, Refusal, RequestId};
 use coze_errmap::{ErrMapLayer, Responder, from_platform};
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -222,50 +222,25 @@ async fn the_request_id_is_the_log_id_where_the_platform_gave_none_and_the_conte
 }
 
 #[tokio::test]
+async fn who_was_refused_finds_the_code_in_the_problem_and_no_more_than_they_are_told() {
+    let mut request = request(&[PROBLEM]);
+    let context = Context::of(request.extensions_mut());
+    let error = || Err(Error::new(Kind::Unauthenticated, "signature_invalid").into());
+    let (_, _, body) = answer(request.clone(), error()).await;
+    assert!(!std::str::from_utf8(&body).expect("text").contains("auth_error_code"), "no policy refused it");
+
+    context.refusal.set(Refusal { kind: Kind::Unauthenticated, reason: "unknown_key", client: None }).expect("empty");
+    let (_, _, body) = answer(request, error()).await;
+    let body = std::str::from_utf8(&body).expect("text");
+    assert!(body.contains(r#""reason":"signature_invalid","auth_error_code":"SIGNATURE_INVALID""#), "{body}");
+    assert!(!body.to_lowercase().contains("unknown_key"), "{body}");
+}
+
+#[tokio::test]
 async fn a_long_message_is_cut() {
     let (_, headers, _) = refused(&[GRPC], Error::new(Kind::Invalid, "x").with_message("忙".repeat(9000))).await;
     let size: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     assert!(size < 8 * 1024, "{size} bytes of headers");
-}
-
-#[tokio::test]
-async fn a_challenge_can_be_chosen_and_one_that_is_there_stays() {
-    let (_, headers, _) = refused(&[], Error::new(Kind::Unauthenticated, "x")).await;
-    assert_eq!(headers["www-authenticate"], "Bearer");
-
-    let signature = Responder::new().challenge(http::HeaderValue::from_static("Signature"));
-    let service = tower::service_fn(async |_: Req| Err::<Res, _>(Error::new(Kind::Unauthenticated, "x")));
-    let response = ErrMapLayer::new(signature).layer(service).oneshot(request(&[])).await.expect("infallible");
-    assert_eq!(response.headers()["www-authenticate"], "Signature");
-
-    let foreign = Response::builder().status(401).header("www-authenticate", "Basic").body(Full::default());
-    let (_, headers, _) = answer(request(&[]), Ok(foreign.expect("valid"))).await;
-    assert_eq!(headers.get_all("www-authenticate").iter().collect::<Vec<_>>(), ["Basic"]);
-}
-
-#[tokio::test]
-async fn a_challenge_says_what_is_wrong_with_a_token_and_nothing_where_there_was_none() {
-    // RFC 6750 §3 and §3.1
-    for (kind, reason, expected) in [
-        (Kind::Unauthenticated, "missing_credentials", Some("Bearer")),
-        (Kind::Unauthenticated, "token_expired", Some(r#"Bearer error="invalid_token""#)),
-        (Kind::Unauthenticated, "revoked", Some(r#"Bearer error="invalid_token""#)),
-        (Kind::PermissionDenied, "missing_scope", Some(r#"Bearer error="insufficient_scope""#)),
-        (Kind::PermissionDenied, "policy_denied", None),
-        (Kind::Unavailable, "keys_unavailable", None),
-        (Kind::Invalid, "parse_error", None),
-    ] {
-        let (_, headers, _) = refused(&[], Error::new(kind, reason)).await;
-        assert_eq!(headers.get("www-authenticate").map(|value| value.to_str().expect("ascii")), expected, "{reason}");
-    }
-    for (challenge, expected) in
-        [(r#"Bearer realm="bots""#, r#"Bearer realm="bots", error="invalid_token""#), ("Signature", "Signature")]
-    {
-        let policy = Responder::new().challenge(http::HeaderValue::from_static(challenge));
-        let service = tower::service_fn(async |_: Req| Err::<Res, _>(Error::new(Kind::Unauthenticated, "revoked")));
-        let response = ErrMapLayer::new(policy).layer(service).oneshot(request(&[])).await.expect("infallible");
-        assert_eq!(response.headers()["www-authenticate"], expected);
-    }
 }
 
 #[tokio::test]

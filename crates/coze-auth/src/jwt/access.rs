@@ -23,7 +23,8 @@ pub trait Access {
     /// Looks at one request. Must not wait.
     ///
     /// # Errors
-    /// Why not: [`Kind::PermissionDenied`], with the reason `missing_scope` or `policy_denied`.
+    /// Why not: [`Kind::PermissionDenied`], with the reason `missing_scope`, best with all scopes that are needed
+    /// ([`Error::with_scope`]), or `policy_denied`.
     fn permit(&self, method: &Method, path: &str, principal: &Principal) -> Result<(), Error>;
 }
 
@@ -94,12 +95,17 @@ impl Routes {
 
 impl Access for Routes {
     fn permit(&self, method: &Method, path: &str, principal: &Principal) -> Result<(), Error> {
+        let rules = || self.rules.iter().filter(|rule| rule.matches(method, path));
         let mut is_known = false;
-        for rule in self.rules.iter().filter(|rule| rule.matches(method, path)) {
+        for rule in rules() {
             is_known = true;
             if let Some(missing) = rule.scopes.iter().find(|scope| !principal.has_scope(scope)) {
+                let mut needed: Vec<_> = rules().flat_map(|rule| &rule.scopes).map(Box::as_ref).collect();
+                needed.sort_unstable();
+                needed.dedup();
                 return Err(Error::new(Kind::PermissionDenied, "missing_scope")
-                    .with_message(format!("the scope {missing} is required")));
+                    .with_message(format!("the scope {missing} is required"))
+                    .with_scope(needed.join(" ")));
             }
         }
         match is_known {

@@ -58,6 +58,16 @@ async fn scopes_are_required_by_method_and_path_also_of_remembered_tokens() {
 }
 
 #[tokio::test]
+async fn who_lacks_a_scope_is_told_all_that_the_request_needs() {
+    let policy = guarded(issuer());
+    let header = format!("Bearer {}", with(r#""scope":"bot:write""#));
+    let request = Request::post("/bots/secret").header(AUTHORIZATION, header).body(()).expect("a request");
+    let (refused, _) = ask(&policy, request).await;
+    let refused = refused.expect_err("refused");
+    assert_eq!((refused.reason(), refused.scope()), ("missing_scope", Some("admin bot:read bot:write")));
+}
+
+#[tokio::test]
 async fn a_role_permits_what_its_issuer_says_and_is_not_a_scope() {
     let policy = guarded(issuer().role("editor", ["bot:read", "bot:write"]).role("root", ["admin"]));
     for (claims, method, path, expected) in [

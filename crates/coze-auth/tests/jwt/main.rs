@@ -6,6 +6,7 @@ mod claims;
 mod fetched;
 mod hostile;
 mod keys;
+mod metadata;
 mod places;
 mod rfc;
 #[path = "../support/mod.rs"]
