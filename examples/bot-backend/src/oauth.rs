@@ -49,7 +49,6 @@ pub(crate) struct Consent {
     redirect_uri: String,
     is_https: bool,
     password: Secret,
-    tasks: TaskTracker,
 }
 
 /// Gets tokens, and knows whether a person has to do something about it.
@@ -59,24 +58,31 @@ pub(crate) struct Tokens(Arc<Held>);
 struct Held {
     refresh: Refresh<Transport, FileStore>,
     is_missing: AtomicBool,
+    /// What a shutdown waits for, so that no refresh token is lost between the platform and the file.
+    tasks: TaskTracker,
 }
 
 impl Refresher for Tokens {
     async fn refresh(&self) -> Result<Token, Error> {
-        let outcome = self.0.refresh.refresh().await;
-        match &outcome {
-            Ok(_) => self.0.is_missing.store(false, Ordering::Relaxed),
-            Err(error) if error.reason() == "reauthorization_required" => {
-                self.0.is_missing.store(true, Ordering::Relaxed);
+        let held = self.0.clone();
+        let refresh = async move {
+            let outcome = held.refresh.refresh().await;
+            match &outcome {
+                Ok(_) => held.is_missing.store(false, Ordering::Relaxed),
+                Err(error) if error.reason() == "reauthorization_required" => {
+                    held.is_missing.store(true, Ordering::Relaxed);
+                }
+                Err(_) => {}
             }
-            Err(_) => {}
-        }
-        outcome
+            outcome
+        };
+        let ended = self.0.tasks.spawn(refresh.in_current_span()).await;
+        ended.unwrap_or_else(|e| Err(Error::new(Kind::Internal, "token_fetch_ended").with_source(e)))
     }
 }
 
 impl Consent {
-    /// What was consented to before, if anything, and the way to more. What must not break off goes among the `tasks`.
+    /// What was consented to before, if anything, and the way to more. A shutdown waits for the `tasks`.
     ///
     /// # Errors
     /// `token_store` ([`Kind::Precondition`]) when the file of the refresh token cannot be read, or others may read it.
@@ -88,7 +94,7 @@ impl Consent {
         };
         let store = FileStore::new(&oauth.token_file);
         let is_missing = store.load().await?.is_none();
-        let tokens = Tokens(Arc::new(Held { refresh: app.refreshing(store), is_missing: is_missing.into() }));
+        let tokens = Tokens(Arc::new(Held { refresh: app.refreshing(store), is_missing: is_missing.into(), tasks }));
         let redirect_uri =
             oauth.public_url.join(CALLBACK).map_err(|e| Error::new(Kind::Internal, "redirect_uri").with_source(e))?;
         Ok(Self {
@@ -99,7 +105,6 @@ impl Consent {
             is_https: redirect_uri.scheme_str() == Some("https"),
             redirect_uri: redirect_uri.to_string(),
             password: oauth.password.clone(),
-            tasks,
         })
     }
 
@@ -194,7 +199,7 @@ impl Consent {
             }
             Ok(())
         };
-        match self.tasks.spawn(exchange.in_current_span()).await {
+        match self.tokens.0.tasks.spawn(exchange.in_current_span()).await {
             Ok(Ok(())) => Page::Done,
             Ok(Err(error)) => failed(&error),
             Err(_) => Page::Broken,

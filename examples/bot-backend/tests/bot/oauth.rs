@@ -273,6 +273,19 @@ async fn a_browser_that_goes_away_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_shutdown_waits_for_a_refresh_and_loses_no_token() {
+    let (world, folder) = without_consent().await;
+    let refreshes = Fault { skip: 1, delay: Duration::from_millis(200), ..Fault::new(TOKEN, FaultKind::Pass) };
+    world.sim.fault(refreshes).expect("possible");
+    assert_eq!(come_back(&world, &begin(&world).await).await.0, 200);
+    let first = stored(&folder);
+    eventually("the first refresh is under way", || async { world.sim.counts().in_flight == 1 }).await;
+    assert!(world.bot.stop().await);
+    let saved = stored(&folder);
+    assert!(saved != first && saved.is_some_and(|token| token.contains("\"sent\":0")), "the next one is saved");
+}
+
+#[tokio::test]
 async fn who_consents_anew_is_whom_the_bot_acts_for_from_then_on() {
     let (world, _folder) = without_consent().await;
     let last_chat = || world.sim.requests().into_iter().rev().find(|request| request.path == "/v3/chat");
@@ -289,8 +302,8 @@ async fn who_consents_anew_is_whom_the_bot_acts_for_from_then_on() {
 #[tokio::test]
 async fn a_token_that_others_may_read_is_not_used() {
     let (world, folder) = without_consent().await;
-    assert_eq!(come_back(&world, &begin(&world).await).await.0, 200);
     let file = folder.path().join("token.json");
+    fs::write(&file, "{\"refresh_token\":\"r\"}").expect("written");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("ours");
     let mut again = config(&world.sim, &world.folder);
     again.platform.token = None;
