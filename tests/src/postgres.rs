@@ -10,8 +10,9 @@ use crate::{
     server::{Launch, Server, User, folder},
 };
 
-/// A PostgreSQL of the test's own: an empty database on a free port of the loopback interface, without a password and
-/// without care for a crash of the machine, which makes it fast. It ends when this is dropped.
+/// A PostgreSQL of the test's own: an empty database on a free port of the loopback interface, without care for a crash of the
+/// machine, which makes it fast. Its superuser needs no password; roles that a test makes log in with theirs. It ends when this
+/// is dropped.
 #[derive(Debug)]
 pub struct Postgres(Server);
 
@@ -66,6 +67,8 @@ fn init(initdb: &Path, folder: &Path, user: Option<User>) {
         let _ = fs::remove_dir_all(folder);
         panic!("initdb failed ({status}): {}", String::from_utf8_lossy(&stderr));
     }
+    let trusted = "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
+    fs::write(folder.join("data/pg_hba.conf"), trusted).expect("the data folder was made");
 }
 
 /// PostgreSQL refuses to run as root: there its package's user takes over.

@@ -54,12 +54,8 @@ impl Callback {
     /// # Errors
     /// `keys_missing` and `keys_too_many`, [`Kind::Invalid`]: no token, or more than [`MAX_KEYS`](crate::MAX_KEYS).
     pub fn new(app: &str, tokens: impl IntoIterator<Item = Key>) -> Result<Self, Error> {
-        let tokens = bounded(tokens)?;
-        if tokens.is_empty() {
-            return Err(Error::new(Kind::Invalid, "keys_missing").with_message("a callback app has at least one token"));
-        }
         Ok(Self {
-            tokens: tokens.into(),
+            tokens: some(tokens)?,
             limits: Limits::default(),
             once: Once::new(Principal::new("callback", app), MemoryReplay::default()),
             report: Report::default(),
@@ -81,6 +77,14 @@ impl<R> Callback<R> {
         let Once { principal, window, clock, .. } = self.once;
         let once = Once { principal, window, clock, store };
         Callback { tokens: self.tokens, limits: self.limits, once, report: self.report }
+    }
+
+    /// Accepts what is signed with one of these tokens instead. The nonces are those of the policy it was.
+    ///
+    /// # Errors
+    /// As [`Callback::new`].
+    pub fn tokens(self, tokens: impl IntoIterator<Item = Key>) -> Result<Self, Error> {
+        Ok(Self { tokens: some(tokens)?, ..self })
     }
 
     /// The most bytes a body may have; 1 MiB unless set.
@@ -201,5 +205,13 @@ impl<R: ReplayStore> Check for Summed<R> {
             true => self.once.accept(context, &self.id, self.sent),
             false => Err(self.once.refused(verify::unsigned())),
         }
+    }
+}
+
+fn some(tokens: impl IntoIterator<Item = Key>) -> Result<Arc<[Key]>, Error> {
+    let tokens = bounded(tokens)?;
+    match tokens.is_empty() {
+        true => Err(Error::new(Kind::Invalid, "keys_missing").with_message("a callback app has at least one token")),
+        false => Ok(tokens.into()),
     }
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{Router, routing};
-use coze_auth::{PerTenant, Renewing, Static};
+use coze_auth::{PerTenant, Renewing};
 use coze_core::{Error, Kind, TenantId};
 use http::{HeaderValue, Response, header};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -16,6 +16,7 @@ use crate::{
     metrics,
     oauth::Consent,
     ready::Readiness,
+    secrets::Secrets,
     server::Server,
     service_account,
     sessions::Sessions,
@@ -28,6 +29,7 @@ use crate::{
 pub struct Backend {
     app: Arc<App>,
     server: Server,
+    secrets: Secrets,
     url: String,
     drain_timeout: Duration,
 }
@@ -39,6 +41,22 @@ impl Backend {
     /// When there is no bot or no way to authenticate to the platform, when the storage of the conversations cannot be
     /// opened, or the address not be listened on. The message says what to do about it.
     pub async fn start(config: &Config, echo: bool) -> Result<Self, Error> {
+        let mut config = config.clone();
+        let mut secrets = Secrets::open(&mut config).await?;
+        match Self::start_with(&config, &mut secrets, echo).await {
+            Ok((app, server, url)) => Ok(Self { app, server, secrets, url, drain_timeout: config.http.drain_timeout }),
+            Err(error) => {
+                secrets.close().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_with(
+        config: &Config,
+        secrets: &mut Secrets,
+        echo: bool,
+    ) -> Result<(Arc<App>, Server, String), Error> {
         let metrics = metrics::recorder();
         let tasks = TaskTracker::new();
         let consent = match &config.platform.oauth {
@@ -48,7 +66,7 @@ impl Backend {
         let app = Arc::new(App {
             store: Store::open(&config.storage.conversations).await?,
             sessions: Sessions::open(&config.storage.sessions)?,
-            answerer: if echo { Answerer::Echo } else { answerer(config, consent.as_deref())? },
+            answerer: if echo { Answerer::Echo } else { answerer(config, consent.as_deref(), secrets)? },
             consent,
             bots: config.bots.iter().map(|bot| (bot.id.clone(), bot.clone())).collect(),
             request_timeout: config.http.request_timeout,
@@ -56,8 +74,9 @@ impl Backend {
             tasks,
             stop: CancellationToken::new(),
         });
+        secrets.keep(app.store.clone(), &config.storage.conversations);
         let platform = (!echo).then(|| (config.platform.url.host().to_owned(), config.platform.url.port()));
-        let routes = stack::routes(config, &app)?
+        let routes = stack::routes(config, &app, secrets)?
             .merge(probes(Arc::new(Readiness::new(app.clone(), platform)), metrics.clone()));
         let server = Server::start(config.listen, &config.http, routes).await.map_err(|e| {
             Error::new(Kind::Precondition, "listen").with_message(format!("cannot listen on {}: {e}", config.listen))
@@ -67,7 +86,7 @@ impl Backend {
         }
         let url = format!("http://{}", server.address());
         tracing::info!(%url, bots = app.bots.len(), echo, "the bot listens");
-        Ok(Self { app, server, url, drain_timeout: config.http.drain_timeout })
+        Ok((app, server, url))
     }
 
     /// Where it listens, such as `http://127.0.0.1:8080`.
@@ -90,14 +109,15 @@ impl Backend {
         if timeout(Duration::from_secs(5), self.app.store.close()).await.is_err() {
             tracing::warn!("the database did not close in time");
         }
+        self.secrets.close().await;
         tracing::info!(drained, "the bot has stopped");
         drained
     }
 }
 
-fn answerer(config: &Config, consent: Option<&Consent>) -> Result<Answerer, Error> {
+fn answerer(config: &Config, consent: Option<&Consent>, secrets: &mut Secrets) -> Result<Answerer, Error> {
     let platform = match (&config.platform.token, &config.platform.service_account, consent) {
-        (Some(token), ..) => stack::platform(config, Static::new(token.expose())?)?,
+        (Some(token), ..) => stack::platform(config, secrets.token(token)?)?,
         (None, Some(account), _) => {
             let per_tenant = account.session_per_tenant;
             let account = service_account::open(&config.platform, account)?;

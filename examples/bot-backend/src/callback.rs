@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use axum::body::Body;
 use bytes::Bytes;
 use coze_auth::{Callback, Decision, Policy};
@@ -21,27 +22,44 @@ const IN_TIME: Duration = Duration::from_millis(2500);
 /// Bytes of an event's id and of its type.
 const MAX_NAME: usize = 128;
 
-/// The inbound policy of the callback routes: the bot in the path, or the only one that has a callback, and its tokens.
+/// The inbound policy of the callback routes: the bot in the path, or the only one that has a callback, and its tokens. Clones
+/// share the bots.
 #[derive(Clone, Debug)]
 pub(crate) struct Callbacks {
     prefix: &'static str,
-    bots: Arc<HashMap<BotId, Callback>>,
+    bots: Arc<ArcSwap<HashMap<BotId, Callback>>>,
 }
 
 impl Callbacks {
-    pub(crate) fn new(prefix: &'static str, bots: HashMap<BotId, Callback>) -> Self {
-        Self { prefix, bots: Arc::new(bots) }
+    pub(crate) fn new(prefix: &'static str) -> Self {
+        Self { prefix, bots: Arc::default() }
+    }
+
+    pub(crate) fn get(&self, bot: &BotId) -> Option<Callback> {
+        self.bots.load().get(bot).cloned()
+    }
+
+    pub(crate) fn set(&self, bot: &BotId, callback: Callback) {
+        self.bots.rcu(|bots| {
+            let mut bots = HashMap::clone(bots);
+            bots.insert(bot.clone(), callback.clone());
+            bots
+        });
     }
 
     /// `None` if the bot is not ours.
-    fn of(&self, path: &str) -> Result<Option<(&BotId, &Callback)>, Error> {
+    fn of(&self, path: &str) -> Result<Option<(BotId, Callback)>, Error> {
+        let bots = self.bots.load();
         let named = path.strip_prefix(self.prefix).and_then(|rest| rest.strip_prefix('/')).filter(|id| !id.is_empty());
-        match named {
-            Some(id) => Ok(self.bots.get_key_value(id)),
-            None if self.bots.len() == 1 => Ok(self.bots.iter().next()),
-            None => Err(Error::new(Kind::Unauthenticated, "missing_credentials")
-                .with_message("the path does not name a bot, and there is more than one callback or none")),
-        }
+        let found = match named {
+            Some(id) => bots.get_key_value(id),
+            None if bots.len() == 1 => bots.iter().next(),
+            None => {
+                return Err(Error::new(Kind::Unauthenticated, "missing_credentials")
+                    .with_message("the path does not name a bot, and there is more than one callback or none"));
+            }
+        };
+        Ok(found.map(|(bot, callback)| (bot.clone(), callback.clone())))
     }
 }
 
@@ -57,7 +75,7 @@ where
         let context = Context::of(request.extensions_mut());
         let error = match self.of(request.uri().path()) {
             Ok(Some((bot, callback))) => {
-                context.bot.get_or_init(|| bot.clone());
+                context.bot.get_or_init(|| bot);
                 return callback.authorize(request);
             }
             Ok(None) => {

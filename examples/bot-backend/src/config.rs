@@ -5,6 +5,7 @@ mod oauth;
 mod place;
 mod secret;
 mod value;
+mod vault;
 
 use std::{
     net::SocketAddr,
@@ -18,8 +19,11 @@ use serde::Deserialize;
 
 pub use load::ConfigError;
 pub use oauth::OAuth;
+pub use place::Places;
 pub use secret::Secret;
+pub(crate) use secret::Source;
 pub use value::BaseUrl;
+pub use vault::{AppRole, DatabaseRole, Kubernetes, Vault};
 
 use value::{parsed, seconds, some_parsed};
 
@@ -39,8 +43,15 @@ pub struct Config {
     pub platform: Platform,
     /// Where conversations and sessions are kept.
     pub storage: Storage,
+    /// How secrets that change are followed.
+    pub secrets: Secrets,
+    /// Where secrets may be. Default nowhere.
+    pub vault: Option<Vault>,
     /// Who answers. At least one.
     pub bots: Vec<Bot>,
+    /// Where all of this stands in its file.
+    #[serde(skip)]
+    pub places: Places,
 }
 
 /// How log lines look.
@@ -136,6 +147,20 @@ pub struct Storage {
     pub conversations: Secret,
     /// `memory` or `redis://…`. Default `memory`.
     pub sessions: Secret,
+    /// The user and password for `conversations` from Vault, instead of those in the URL. Default none.
+    pub credentials: Option<DatabaseRole>,
+}
+
+/// How secrets in files and in Vault are followed.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Secrets {
+    /// Time between two looks at the source; in Vault at least a second. Default 30 s.
+    #[serde(rename = "poll_seconds", deserialize_with = "seconds")]
+    pub poll: Duration,
+    /// How long the previous version of a key is accepted beside the new one. Default an hour.
+    #[serde(rename = "overlap_seconds", deserialize_with = "seconds")]
+    pub overlap: Duration,
 }
 
 /// One bot.
@@ -183,7 +208,10 @@ impl Default for Config {
             limits: Limits::default(),
             platform: Platform::default(),
             storage: Storage::default(),
+            secrets: Secrets::default(),
+            vault: None,
             bots: Vec::new(),
+            places: Places::default(),
         }
     }
 }
@@ -224,7 +252,14 @@ impl Default for Platform {
 
 impl Default for Storage {
     fn default() -> Self {
-        Self { conversations: Secret::new("sqlite://bot-backend.db"), sessions: Secret::new("memory") }
+        let (conversations, sessions) = (Secret::new("sqlite://bot-backend.db"), Secret::new("memory"));
+        Self { conversations, sessions, credentials: None }
+    }
+}
+
+impl Default for Secrets {
+    fn default() -> Self {
+        Self { poll: Duration::from_secs(30), overlap: Duration::from_secs(3600) }
     }
 }
 

@@ -16,6 +16,7 @@ mod metrics;
 mod oauth;
 mod platform;
 mod ready;
+mod secrets;
 mod server;
 mod service_account;
 mod sessions;

@@ -4,7 +4,7 @@ use std::{any::Any, collections::HashMap, convert::Infallible, sync::Arc};
 
 use axum::{Router, body::Body, routing};
 use bytes::Bytes;
-use coze_auth::{AuthLayer, Bearer, Callback, Key, TokenSource, TokenSources, Webhook, WebhookKeys};
+use coze_auth::{AuthLayer, Bearer, Callback, TokenSource, TokenSources, Webhook, WebhookKeys};
 use coze_core::{BotId, Context, Error, TenantId};
 use coze_errmap::{Classifier, ErrMapLayer, Responder};
 use coze_observe::{Inbound, ObserveLayer, Outbound};
@@ -19,9 +19,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::{
     app::App,
     callback::{Callbacks, callback},
-    config::{self, Config, Secret},
+    config::{self, Config},
     message, oauth,
     platform::Platform,
+    secrets::Secrets,
     transport,
     webhook::webhook,
 };
@@ -30,7 +31,7 @@ use crate::{
 ///
 /// # Errors
 /// When the configuration holds what a layer refuses, such as too many keys.
-pub(crate) fn routes(config: &Config, app: &Arc<App>) -> Result<Router, Error> {
+pub(crate) fn routes(config: &Config, app: &Arc<App>, secrets: &mut Secrets) -> Result<Router, Error> {
     let routes = ["/webhook", "/webhook/{bot_id}", "/callback", "/callback/{bot_id}", oauth::START, oauth::CALLBACK];
     let observe = ObserveLayer::new(Inbound::new(routes)?);
     let respond = ErrMapLayer::new(Responder::new().challenge(HeaderValue::from_static("Signature")));
@@ -40,7 +41,7 @@ pub(crate) fn routes(config: &Config, app: &Arc<App>) -> Result<Router, Error> {
         .layer(observe.clone())
         .layer(respond.clone())
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(AuthLayer::new(signatures(config)?))
+        .layer(AuthLayer::new(signatures(config, secrets)?))
         .layer(tenant.clone())
         .layer(RateLimitLayer::new(limits(config)))
         .service(service_fn({
@@ -51,7 +52,7 @@ pub(crate) fn routes(config: &Config, app: &Arc<App>) -> Result<Router, Error> {
         .layer(observe.clone())
         .layer(respond.clone())
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(AuthLayer::new(callbacks(config)?))
+        .layer(AuthLayer::new(callbacks(config, secrets)?))
         .layer(tenant)
         .service(service_fn({
             let app = app.clone();
@@ -110,10 +111,11 @@ where
     Ok(Platform::new(config.platform.url.clone(), stack))
 }
 
-fn signatures(config: &Config) -> Result<Webhook, Error> {
+fn signatures(config: &Config, secrets: &mut Secrets) -> Result<Webhook, Error> {
     let keys = WebhookKeys::new();
     for bot in &config.bots {
-        keys.set(&bot.id, secrets(&bot.webhook_keys)?)?;
+        let (table, id) = (keys.clone(), bot.id.clone());
+        secrets.keys(&bot.webhook_keys, move |keys| table.set(&id, keys))?;
     }
     Ok(Webhook::new(keys)
         .path("/webhook")
@@ -122,19 +124,22 @@ fn signatures(config: &Config) -> Result<Webhook, Error> {
         .user(message::user))
 }
 
-fn callbacks(config: &Config) -> Result<Callbacks, Error> {
-    let mut bots = HashMap::new();
+fn callbacks(config: &Config, secrets: &mut Secrets) -> Result<Callbacks, Error> {
+    let callbacks = Callbacks::new("/callback");
     for bot in config.bots.iter().filter(|bot| !bot.verify_tokens.is_empty()) {
-        let policy = Callback::new(bot.id.as_str(), secrets(&bot.verify_tokens)?)?
-            .limit(config.http.body_limit.get())
-            .timeout(config.http.body_timeout);
-        bots.insert(bot.id.clone(), policy);
+        let (table, id) = (callbacks.clone(), bot.id.clone());
+        let (limit, time) = (config.http.body_limit.get(), config.http.body_timeout);
+        secrets.keys(&bot.verify_tokens, move |tokens| {
+            let policy = match table.get(&id) {
+                // It goes on knowing which callbacks there were.
+                Some(policy) => policy.tokens(tokens)?,
+                None => Callback::new(id.as_str(), tokens)?.limit(limit).timeout(time),
+            };
+            table.set(&id, policy);
+            Ok(())
+        })?;
     }
-    Ok(Callbacks::new("/callback", bots))
-}
-
-fn secrets(secrets: &[Secret]) -> Result<Vec<Key>, Error> {
-    secrets.iter().map(|secret| Key::new(secret.expose())).collect()
+    Ok(callbacks)
 }
 
 fn tenants(config: &Config) -> Registry {

@@ -2,10 +2,18 @@
 
 mod open;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use coze_core::{Error, Kind};
-use sqlx::{AnyPool, Row, any::AnyRow};
+use sqlx::{
+    Any, AnyPool, Row,
+    any::{AnyArguments, AnyQueryResult, AnyRow},
+    pool::PoolConnection,
+    query::Query,
+};
 use tokio::time::timeout;
 
 use crate::message::{Answer, Message, Usage};
@@ -18,7 +26,8 @@ pub const MAX_EVENTS: i64 = 10_000;
 /// Messages, their answers, the platform's conversations and its events. Clones share the connections.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: AnyPool,
+    /// Replaced when the credentials change. Locked only to read or write the handle.
+    pool: Arc<RwLock<AnyPool>>,
 }
 
 /// What is to be done with a message that came in.
@@ -95,9 +104,8 @@ impl Store {
         .bind(message.user.as_str())
         .bind(&message.content)
         .bind(now())
-        .bind(now() - millis(lease))
-        .fetch_optional(&self.pool);
-        if let Some(row) = bounded(claimed).await? {
+        .bind(now() - millis(lease));
+        if let Some(row) = self.optional(claimed).await? {
             return Ok(Claim::Ours(row.try_get("attempt").map_err(unavailable)?));
         }
         let same = sqlx::query(
@@ -108,9 +116,8 @@ impl Store {
         .bind(&message.id)
         .bind(message.conversation.as_str())
         .bind(message.user.as_str())
-        .bind(&message.content)
-        .fetch_optional(&self.pool);
-        match bounded(same).await?.as_ref().map(stored).transpose()? {
+        .bind(&message.content);
+        match self.optional(same).await?.as_ref().map(stored).transpose()? {
             None => Ok(Claim::Taken),
             Some(stored) if stored.status == "answered" => Ok(Claim::Answered(stored.answer)),
             Some(_) => Ok(Claim::Running),
@@ -142,9 +149,8 @@ impl Store {
         .bind(now())
         .bind(message.bot.as_str())
         .bind(&message.id)
-        .bind(attempt)
-        .execute(&self.pool);
-        bounded(update).await.map(|_| ())
+        .bind(attempt);
+        self.execute(update).await.map(|_| ())
     }
 
     /// A stored message.
@@ -156,9 +162,8 @@ impl Store {
             "SELECT status, reason, answer, input_tokens, output_tokens FROM messages WHERE bot_id = $1 AND message_id = $2",
         )
         .bind(bot)
-        .bind(id)
-        .fetch_optional(&self.pool);
-        bounded(row).await?.as_ref().map(stored).transpose()
+        .bind(id);
+        self.optional(row).await?.as_ref().map(stored).transpose()
     }
 
     /// The platform's conversation of the message's.
@@ -172,9 +177,8 @@ impl Store {
         )
         .bind(message.bot.as_str())
         .bind(message.conversation.as_str())
-        .bind(message.user.as_str())
-        .fetch_optional(&self.pool);
-        bounded(row).await?.map(|row| row.try_get("platform_conversation_id").map_err(unavailable)).transpose()
+        .bind(message.user.as_str());
+        self.optional(row).await?.map(|row| row.try_get("platform_conversation_id").map_err(unavailable)).transpose()
     }
 
     /// Stores the platform's conversation of the message's.
@@ -191,9 +195,8 @@ impl Store {
         .bind(message.conversation.as_str())
         .bind(message.user.as_str())
         .bind(platform_conversation)
-        .bind(now())
-        .execute(&self.pool);
-        bounded(insert).await.map(|_| ())
+        .bind(now());
+        self.execute(insert).await.map(|_| ())
     }
 
     /// Stores an event; `false` when it is there already. Of the older ones [`MAX_EVENTS`] are kept.
@@ -209,9 +212,8 @@ impl Store {
         .bind(event.app)
         .bind(event.kind)
         .bind(event.body)
-        .bind(now())
-        .execute(&self.pool);
-        let is_new = bounded(insert).await?.rows_affected() == 1;
+        .bind(now());
+        let is_new = self.execute(insert).await?.rows_affected() == 1;
         // Now and then is enough, as it removes whatever is too much.
         if is_new && fastrand::u32(..100) == 0 {
             self.prune_events(MAX_EVENTS).await?;
@@ -228,9 +230,8 @@ impl Store {
             "DELETE FROM events WHERE event_id IN \
              (SELECT event_id FROM events ORDER BY received_at DESC, event_id LIMIT 1000 OFFSET $1)",
         )
-        .bind(keep)
-        .execute(&self.pool);
-        bounded(delete).await.map(|_| ())
+        .bind(keep);
+        self.execute(delete).await.map(|_| ())
     }
 
     /// How many events are stored.
@@ -238,8 +239,8 @@ impl Store {
     /// # Errors
     /// As [`Store::claim`].
     pub async fn events(&self) -> Result<i64, Error> {
-        let row = sqlx::query("SELECT COUNT(*) AS events FROM events").fetch_one(&self.pool);
-        bounded(row).await?.try_get("events").map_err(unavailable)
+        let row = self.optional(sqlx::query("SELECT COUNT(*) AS events FROM events")).await?;
+        row.ok_or(sqlx::Error::RowNotFound).and_then(|row| row.try_get("events")).map_err(unavailable)
     }
 
     /// Whether the database answers.
@@ -247,12 +248,34 @@ impl Store {
     /// # Errors
     /// As [`Store::claim`].
     pub async fn check(&self) -> Result<(), Error> {
-        bounded(sqlx::query("SELECT 1 AS one").fetch_one(&self.pool)).await.map(|_| ())
+        self.optional(sqlx::query("SELECT 1 AS one")).await.map(|_| ())
     }
 
     /// Closes the connections, after what is under way.
     pub async fn close(&self) {
-        self.pool.close().await;
+        self.pool().close().await;
+    }
+
+    fn pool(&self) -> AnyPool {
+        self.pool.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn connection(&self) -> sqlx::Result<PoolConnection<Any>> {
+        loop {
+            match self.pool().acquire().await {
+                // It was replaced while we waited, so there is another one to ask.
+                Err(sqlx::Error::PoolClosed) if !self.pool().is_closed() => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn optional<'a>(&self, query: Query<'a, Any, AnyArguments<'a>>) -> Result<Option<AnyRow>, Error> {
+        bounded(async { query.fetch_optional(&mut *self.connection().await?).await }).await
+    }
+
+    async fn execute<'a>(&self, query: Query<'a, Any, AnyArguments<'a>>) -> Result<AnyQueryResult, Error> {
+        bounded(async { query.execute(&mut *self.connection().await?).await }).await
     }
 }
 

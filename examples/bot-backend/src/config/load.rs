@@ -7,7 +7,7 @@ use std::{
 use coze_auth::{MAX_KEYS, Static};
 use coze_core::redact;
 
-use super::{Config, OAuth, Secret, place};
+use super::{Config, OAuth, Places, Secret, place};
 
 /// Why a configuration is refused: file, line and key, and what was expected there.
 #[derive(Debug)]
@@ -76,12 +76,19 @@ impl Config {
             message: redact(message).into_owned(),
         };
         // Only the parser's message: its full text quotes the line, which may hold a secret.
-        let config: Self = toml::from_str(text).map_err(|e| match e.span() {
+        let mut config: Self = toml::from_str(text).map_err(|e| match e.span() {
             Some(span) => error(Some(place::line_at(text, span.start)), place::path_at(text, span.start), e.message()),
             None => error(None, String::new(), e.message()),
         })?;
-        config.check().map_err(|wrong| error(place::line_of(text, &wrong.key), wrong.key, &wrong.message))?;
+        config.places = Places::of(text, file);
+        config.check().map_err(|wrong| config.wrong(&wrong.key, &wrong.message))?;
         Ok(config)
+    }
+
+    /// Says of a key what is wrong with it, and where it stands.
+    pub(crate) fn wrong(&self, key: &str, message: &str) -> ConfigError {
+        let (file, line) = (self.places.file.clone(), self.places.line(key));
+        ConfigError { file, line, key: key.to_owned(), message: redact(message).into_owned() }
     }
 
     /// What the type of one key cannot say. For a configuration that was put together or changed; a parsed one is checked.
@@ -106,6 +113,7 @@ impl Config {
                 }
             }
         }
+        self.check_vault()?;
         let platform = &self.platform;
         let ways = [
             ("platform.token", platform.token.is_some()),
@@ -119,7 +127,7 @@ impl Config {
         if let Some(Err((key, message))) = platform.oauth.as_ref().map(OAuth::check) {
             return wrong(&format!("platform.oauth.{key}"), message);
         }
-        if platform.token.as_ref().is_some_and(|token| Static::new(token.expose()).is_err()) {
+        if platform.token.as_ref().is_some_and(|token| !token.is_open() && Static::new(token.expose()).is_err()) {
             return wrong("platform.token", "expected visible ASCII without spaces");
         }
         if self.http.idle_timeout <= self.http.request_timeout {
@@ -127,7 +135,8 @@ impl Config {
                 "must be more than request_timeout_seconds, or it would end requests that wait for their answer";
             return wrong("http.idle_timeout_seconds", message);
         }
-        let begins = |url: &Secret, with: &[&str]| with.iter().any(|scheme| url.expose().starts_with(scheme));
+        let begins =
+            |url: &Secret, with: &[&str]| url.is_open() || with.iter().any(|scheme| url.expose().starts_with(scheme));
         if !begins(&self.storage.conversations, &["sqlite:", "postgres://", "postgresql://"]) {
             return wrong("storage.conversations", "expected sqlite://path, sqlite::memory: or postgres://…");
         }

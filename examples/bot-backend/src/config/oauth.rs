@@ -31,10 +31,11 @@ impl OAuth {
         if self.client_id.is_empty() {
             return Err(("client_id", "expected a text that is not empty"));
         }
-        if self.client_secret.as_ref().is_some_and(|secret| Static::new(secret.expose()).is_err()) {
+        if self.client_secret.as_ref().is_some_and(|secret| !secret.is_open() && Static::new(secret.expose()).is_err())
+        {
             return Err(("client_secret", "expected visible ASCII without spaces"));
         }
-        if self.password.expose().len() < MIN_PASSWORD {
+        if !self.password.is_open() && self.password.expose().len() < MIN_PASSWORD {
             return Err(("password", "expected at least 16 bytes"));
         }
         Ok(())

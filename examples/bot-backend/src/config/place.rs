@@ -1,3 +1,9 @@
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -52,20 +58,59 @@ fn holds(value: &Spanned<DeValue<'_>>, at: usize) -> bool {
         }
 }
 
-/// The line of the value at `path`, or of the nearest table above it that is written down.
-pub(super) fn line_of(text: &str, path: &str) -> Option<usize> {
-    let table = DeTable::parse(text).ok()?;
-    let mut line = None;
-    let mut next = Some(DeValue::Table(table.into_inner()));
-    for step in path.split(['.', '[']) {
-        let found = match (next.take()?, step.strip_suffix(']')) {
-            (DeValue::Array(items), Some(index)) => items.get(index.parse::<usize>().ok()?).cloned(),
-            (DeValue::Table(table), None) => table.get(step).cloned(),
-            _ => None,
-        };
-        let Some(found) = found else { break };
-        line = Some(line_at(text, found.span().start));
-        next = Some(found.into_inner());
+/// Where the values of a configuration stand in its file: for what is found wrong when the service starts.
+#[derive(Clone, Default)]
+pub struct Places {
+    pub(super) file: Option<PathBuf>,
+    /// By key, such as `bots[1].tenant`.
+    lines: BTreeMap<String, usize>,
+}
+
+impl Places {
+    pub(super) fn of(text: &str, file: &Path) -> Self {
+        let mut lines = BTreeMap::new();
+        if let Ok(table) = DeTable::parse(text) {
+            note(&DeValue::Table(table.into_inner()), "", text, &mut lines);
+        }
+        Self { file: Some(file.into()), lines }
     }
-    line
+
+    /// The line of the value at `key`, or of the nearest table above it that is written down.
+    pub(super) fn line(&self, mut key: &str) -> Option<usize> {
+        loop {
+            match self.lines.get(key) {
+                Some(line) => return Some(*line),
+                None => key = &key[..key.rfind(['.', '['])?],
+            }
+        }
+    }
+}
+
+/// Says nothing: two configurations are equal wherever they stand.
+impl fmt::Debug for Places {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Places")
+    }
+}
+
+fn note(value: &DeValue<'_>, path: &str, text: &str, lines: &mut BTreeMap<String, usize>) {
+    let mut one = |path: String, value: &Spanned<DeValue<'_>>| {
+        lines.insert(path.clone(), line_at(text, value.span().start));
+        note(value.get_ref(), &path, text, lines);
+    };
+    match value {
+        DeValue::Table(table) => {
+            for (key, value) in table {
+                let path =
+                    if path.is_empty() { key.get_ref().to_string() } else { format!("{path}.{}", key.get_ref()) };
+                one(path, value);
+            }
+        }
+        DeValue::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                one(format!("{path}[{index}]"), item);
+            }
+        }
+        _ => {}
+    }
 }

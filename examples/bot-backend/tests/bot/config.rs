@@ -64,6 +64,22 @@ fn the_commented_keys_of_the_example_are_good_too() {
 }
 
 #[test]
+fn a_vault_has_one_of_three_logins() {
+    let vault = "[vault]\naddress = \"https://v:8200\"\n";
+    let bot = BOT.replace("\"k\"", "{ vault = \"bot/keys\", field = \"webhook\", mount = \"kv\" }");
+    for login in [
+        "token=\"t\"",
+        "kubernetes={role=\"bot\"}",
+        "app_role={role_id=\"bot\",secret_id=\"s\",wrapped=true,mount=\"approle\"}",
+    ] {
+        let config = parse(&format!("{vault}{login}\n{bot}")).expect("good");
+        assert_eq!(config.bots[0].webhook_keys[0].expose(), "", "it is read when the service starts");
+    }
+    let storage = "[storage]\nconversations=\"postgres://h/d\"\ncredentials={vault_role=\"bot\",mount=\"database\"}\n";
+    assert!(parse(&format!("{storage}{vault}token=\"t\"\n{BOT}")).expect("good").storage.credentials.is_some());
+}
+
+#[test]
 fn one_bot_is_enough() {
     let config = parse(BOT).expect("good");
     assert_eq!(
@@ -117,8 +133,35 @@ fn a_message_names_file_line_key_and_what_was_expected() {
         ),
         ("platform.token = { file = \"/no/such\" }", "bot.toml:1: platform.token: cannot read the file /no/such: "),
         (
+            "platform.token = { valt = \"x\" }",
+            "bot.toml:1: platform.token: unknown field `valt`, expected `env`, `file`, or `vault` with `field`",
+        ),
+        (
             "platform.token = { vault = \"x\" }",
-            "bot.toml:1: platform.token: unknown field `vault`, expected `env` or `file`",
+            "bot.toml:1: platform.token: which field of the secret in vault? expected field = \"name\"",
+        ),
+        ("platform.token = { env = \"HOME\", file = \"x\" }", "bot.toml:1: platform.token: invalid length 2, expected"),
+        (
+            "platform.token = { env = \"HOME\", field = \"x\" }",
+            "bot.toml:1: platform.token: invalid length 2, expected",
+        ),
+        ("platform.token = { field = \"x\" }", "bot.toml:1: platform.token: invalid length 0, expected"),
+        (
+            "log = \"json\"\nplatform.token = { vault = \"x\", field = \"y\" }",
+            "bot.toml:2: platform.token: there is no table [vault] that says where vault is",
+        ),
+        (
+            "[storage]\nconversations = \"postgres://h/d\"\ncredentials = { vault_role = \"bot\" }",
+            "bot.toml:3: storage.credentials: there is no table [vault]",
+        ),
+        (
+            "[storage]\ncredentials = { vault_role = \"bot\" }\n[vault]\naddress = \"x\"\ntoken = \"t\"",
+            "bot.toml:2: storage.credentials: they are for conversations in postgres://",
+        ),
+        ("\n[vault]\naddress = \"x\"", "bot.toml:2: vault: expected one of token, app_role and kubernetes"),
+        (
+            "[vault]\naddress = \"x\"\ntoken = { vault = \"x\", field = \"y\" }",
+            "bot.toml:3: vault.token: this one cannot be in vault itself",
         ),
         (
             "[platform.service_account]\nclient_id = \"x\"",

@@ -9,5 +9,7 @@ mod keeping;
 mod lifecycle;
 mod oauth;
 mod refusals;
+mod rotation;
 mod servers;
 mod support;
+mod vault;
