@@ -243,6 +243,20 @@ async fn any_of_the_tokens_verifies() {
     }
 }
 
+#[tokio::test]
+async fn tokens_are_exchanged_and_no_nonce_is_forgotten_for_it() {
+    let first = callback();
+    assert_eq!(reason(send(&first, sent_at(NOW, "n")).await), None);
+    let both = first.clone().tokens(keys(&["another", "verify_tok"])).expect("valid");
+    assert_eq!(reason(send(&both, sent_at(NOW, "n")).await), Some("replayed"));
+    assert_eq!(reason(send(&both, sent_at(NOW, "m")).await), None);
+    let other = both.tokens(keys(&["another"])).expect("valid");
+    assert_eq!(reason(send(&other, sent_at(NOW, "o")).await), Some("signature_invalid"));
+    assert_eq!(reason(send(&first, sent_at(NOW, "m")).await), Some("replayed"), "both ways");
+    assert_eq!(other.clone().tokens([]).expect_err("none").reason(), "keys_missing");
+    assert_eq!(other.tokens(keys(&["1", "2", "3", "4", "5"])).expect_err("five").reason(), "keys_too_many");
+}
+
 #[test]
 fn nothing_prints_a_token_or_a_nonce() {
     let shown = format!("{:?}", callback());
