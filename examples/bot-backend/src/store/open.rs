@@ -43,8 +43,17 @@ impl Store {
     /// As [`Store::open`]; then everything stays as it is.
     pub async fn change_over(&self, url: &Secret) -> Result<(), Error> {
         let pool = connect(url).await.map_err(cannot)?;
-        let proof = timeout(TIMEOUT, pool.fetch_optional("SELECT version FROM migrations LIMIT 1")).await;
+        let mut first = pool.acquire().await.map_err(cannot)?;
+        let proof = timeout(TIMEOUT, first.fetch_optional("SELECT version FROM migrations LIMIT 1")).await;
         proof.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(cannot)?;
+        // As many as there were, so that who comes then does not wait for one. If the database has no room for them, fewer do.
+        let mut ready = vec![first];
+        while ready.len() < self.pool().size() as usize
+            && let Ok(connection) = pool.acquire().await
+        {
+            ready.push(connection);
+        }
+        drop(ready);
         let last = mem::replace(&mut *self.pool.write().unwrap_or_else(PoisonError::into_inner), pool);
         if last.is_closed() {
             // The store was closed meanwhile, and stays so.

@@ -61,7 +61,7 @@ async fn what_is_not_signed_by_the_platform_now_is_refused() {
     let pushed = world.sim.push_callback(&replay).await.expect("sent");
     assert_eq!(
         (pushed.status, json(&pushed.body)["msg"].as_str()),
-        (401, Some("the nonce in the header x-coze-nonce was used before"))
+        (401, Some("a request with this id was accepted before"))
     );
     assert_eq!(world.bot.store().events().await.expect("a database"), 1);
 }
