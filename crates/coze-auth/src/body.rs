@@ -19,11 +19,16 @@ const MAX_FRAMES: usize = 1024;
 /// No signature covers the trailers.
 #[derive(Clone, Default)]
 pub struct VerifiedBody {
-    /// Most bodies are one frame, which needs no queue.
     first: Option<Bytes>,
-    rest: VecDeque<Bytes>,
-    tail: BytesMut,
     len: usize,
+    /// What follows the first frame. In a box, because most bodies are one frame, and a request is moved about a lot.
+    more: Option<Box<More>>,
+}
+
+#[derive(Clone, Default)]
+struct More {
+    frames: VecDeque<Bytes>,
+    tail: BytesMut,
     trailers: Option<HeaderMap>,
 }
 
@@ -34,25 +39,31 @@ impl VerifiedBody {
     }
 
     pub(crate) fn push(&mut self, data: Bytes) {
-        self.len += data.len();
         if data.is_empty() {
             // Counts towards no limit, so it must not be kept.
-        } else if self.first.is_none() {
+            return;
+        }
+        self.len += data.len();
+        if self.first.is_none() {
             self.first = Some(data);
-        } else if self.rest.len() < MAX_FRAMES - 1 {
-            self.rest.push_back(data);
+            return;
+        }
+        let more = self.more.get_or_insert_default();
+        if more.frames.len() < MAX_FRAMES - 1 {
+            more.frames.push_back(data);
         } else {
-            self.tail.extend_from_slice(&data);
+            more.tail.extend_from_slice(&data);
         }
     }
 
     pub(crate) fn set_trailers(&mut self, trailers: HeaderMap) {
-        self.trailers = Some(trailers);
+        self.more.get_or_insert_default().trailers = Some(trailers);
     }
 
     /// What is left, frame by frame.
     pub(crate) fn frames(&self) -> impl Iterator<Item = &[u8]> {
-        self.first.iter().chain(&self.rest).map(|frame| &frame[..]).chain([&self.tail[..]])
+        let more = self.more.iter().flat_map(|more| more.frames.iter().map(|frame| &frame[..]).chain([&more.tail[..]]));
+        self.first.as_deref().into_iter().chain(more)
     }
 
     /// The whole as one slice; copied only if it came in several frames.
@@ -68,10 +79,16 @@ impl VerifiedBody {
     }
 
     fn pop(&mut self) -> Option<Bytes> {
-        let tail = || Some(mem::take(&mut self.tail).freeze()).filter(|tail| !tail.is_empty());
-        let data = self.first.take().or_else(|| self.rest.pop_front()).or_else(tail)?;
+        let data = self.first.take().or_else(|| self.more.as_mut()?.pop())?;
         self.len -= data.len();
         Some(data)
+    }
+}
+
+impl More {
+    fn pop(&mut self) -> Option<Bytes> {
+        let tail = || Some(mem::take(&mut self.tail).freeze()).filter(|tail| !tail.is_empty());
+        self.frames.pop_front().or_else(tail)
     }
 }
 
@@ -81,11 +98,11 @@ impl Body for VerifiedBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let data = self.pop().map(Frame::data);
-        Poll::Ready(data.or_else(|| self.trailers.take().map(Frame::trailers)).map(Ok))
+        Poll::Ready(data.or_else(|| self.more.as_mut()?.trailers.take().map(Frame::trailers)).map(Ok))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.len == 0 && self.trailers.is_none()
+        self.len == 0 && self.more.as_ref().is_none_or(|more| more.trailers.is_none())
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -139,7 +156,7 @@ mod tests {
     #[test]
     fn empty_frames_take_no_memory() {
         let body = body(&vec![Vec::new(); MAX_FRAMES * 2]);
-        assert!(body.is_end_stream() && body.rest.capacity() == 0);
+        assert!(body.is_end_stream() && body.first.is_none() && body.more.is_none());
     }
 
     #[test]

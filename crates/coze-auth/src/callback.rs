@@ -6,7 +6,7 @@ use std::{
 
 use bytes::Bytes;
 use coze_core::{BoxError, Context, Error, Kind, Principal};
-use http::{HeaderMap, Request};
+use http::{HeaderMap, HeaderName, Request};
 use http_body::Body;
 use sha1::{Digest, Sha1};
 use subtle::{Choice, ConstantTimeEq};
@@ -20,9 +20,9 @@ use crate::{
     verify::{self, Check, Limits, Verify},
 };
 
-const SIGNATURE: &str = "x-coze-signature";
-const TIMESTAMP: &str = "x-coze-timestamp";
-const NONCE: &str = "x-coze-nonce";
+static SIGNATURE: HeaderName = HeaderName::from_static("x-coze-signature");
+static TIMESTAMP: HeaderName = HeaderName::from_static("x-coze-timestamp");
+static NONCE: HeaderName = HeaderName::from_static("x-coze-nonce");
 
 /// The longest nonce in bytes.
 const MAX_NONCE: usize = 128;
@@ -126,15 +126,15 @@ impl<R> Callback<R> {
 
 impl<R: Clone> Callback<R> {
     fn check(&self, headers: &HeaderMap) -> Result<Summed<R>, Error> {
-        let signature = verify::signature(headers, SIGNATURE)?;
+        let signature = verify::signature(headers, &SIGNATURE)?;
         // 13 digits, as milliseconds have from 2001 to 2286. The hash does not say where the timestamp ends and the nonce
         // begins: at any other length a copy could count a digit of the nonce to the timestamp, and have a nonce of its own.
-        let digits = verify::required(headers, TIMESTAMP)?;
+        let digits = verify::required(headers, &TIMESTAMP)?;
         let sent = digits.to_str().ok().filter(|d| d.len() == 13 && d.bytes().all(|b| b.is_ascii_digit()));
         let Some(sent) = sent.and_then(|digits| digits.parse().ok()).map(Duration::from_millis) else {
             return Err(verify::malformed(format!("the header {TIMESTAMP} is not 13 digits")));
         };
-        let nonce = verify::required(headers, NONCE)?;
+        let nonce = verify::required(headers, &NONCE)?;
         let nonce = nonce.to_str().ok().filter(|n| (1..=MAX_NONCE).contains(&n.len()));
         let Some(nonce) = nonce else {
             return Err(verify::malformed(format!("the header {NONCE} is not 1 to {MAX_NONCE} ascii characters")));
@@ -157,8 +157,8 @@ where
     type Future = Verify<B, Summed<R>>;
 
     fn authorize(&self, request: Request<B>) -> Decision<Admitted<VerifiedBody>, Self::Future> {
-        Verify::decide(request, self.limits, &self.report, |parts| {
-            self.check(&parts.headers).map_err(|error| self.once.refused(error))
+        Verify::decide(request, self.limits, &self.report, |request| {
+            self.check(request.headers()).map_err(|error| self.once.refused(error))
         })
     }
 }

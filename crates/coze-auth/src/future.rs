@@ -64,13 +64,13 @@ where
         let mut state = self.project().state;
         loop {
             match state.as_mut().project() {
-                StateProj::Deciding { decision, inner } => {
-                    let next = match ready!(decision.poll(task)) {
-                        Ok((request, ticket)) => State::Called { future: inner.call(request), ticket: Some(ticket) },
-                        Err(error) => State::Refused { error: Some(error) },
-                    };
-                    state.set(next);
-                }
+                StateProj::Deciding { decision, inner } => match ready!(decision.poll(task)) {
+                    Ok((request, ticket)) => {
+                        let future = inner.call(request);
+                        state.set(State::Called { future, ticket: Some(ticket) });
+                    }
+                    Err(error) => return Poll::Ready(Err(error.into())),
+                },
                 StateProj::Called { future, ticket } => {
                     let outcome = ready!(future.poll(task)).map_err(Into::into);
                     let ticket = ticket.take().expect("a future is not polled after it is ready");

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use coze_core::{BoxError, Context, Error, Kind};
-use http::{HeaderMap, HeaderValue, Request, header::CONTENT_LENGTH, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, header::CONTENT_LENGTH};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
@@ -46,9 +46,11 @@ impl Default for Limits {
 
 impl Limits {
     /// Refuses a body that says beforehand that it is too large.
-    fn admit(self, headers: &HeaderMap, body: &impl Body) -> Result<(), Error> {
-        let declared = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let bytes = body.size_hint().lower().max(declared.unwrap_or(0));
+    fn admit(self, request: &Request<impl Body>) -> Result<(), Error> {
+        let declared = || request.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+        let hint = request.body().size_hint();
+        // A body that knows its size need not be asked twice.
+        let bytes = hint.exact().unwrap_or_else(|| hint.lower().max(declared().unwrap_or(0)));
         if bytes > self.bytes as u64 { Err(self.too_large()) } else { Ok(()) }
     }
 
@@ -76,8 +78,8 @@ pin_project! {
         timer: Option<Sleep>,
         limits: Limits,
         report: Report,
-        context: Context,
-        parts: Option<Parts>,
+        // What goes further, but for what is read of the body.
+        request: Option<Request<VerifiedBody>>,
         // What the head said, until the body is there.
         check: Option<Result<C, Refused>>,
         read: VerifiedBody,
@@ -89,38 +91,38 @@ pin_project! {
 impl<B: Body, C: Check> Verify<B, C> {
     /// Decides by the head of the request (`check`), and if that is in order, or refusals are only reported, by its body.
     pub(crate) fn decide(
-        request: Request<B>,
+        mut request: Request<B>,
         limits: Limits,
         report: &Report,
-        check: impl FnOnce(&Parts) -> Result<C, Refused>,
+        check: impl FnOnce(&Request<B>) -> Result<C, Refused>,
     ) -> Decision<Admitted<VerifiedBody>, Self> {
-        let (mut parts, body) = request.into_parts();
-        let context = Context::of(&mut parts.extensions);
-        let admitted = match check(&parts) {
+        let admitted = match check(&request) {
             Err(refused) if !report.is_on() => Err(refused),
-            checked => limits.admit(&parts.headers, &body).map(|()| checked).map_err(Refused::from),
+            checked => limits.admit(&request).map(|()| checked).map_err(Refused::from),
         };
-        match admitted {
-            Ok(checked) => Decision::Later(Self {
-                body,
-                timer: None,
-                limits,
-                report: report.clone(),
-                context,
-                parts: Some(parts),
-                check: Some(checked),
-                read: VerifiedBody::default(),
-                wait: None,
-            }),
-            Err(refused) => Decision::Now(Err(refused.note(&context))),
-        }
+        let checked = match admitted {
+            Ok(checked) => checked,
+            Err(refused) => return Decision::Now(Err(refused.note(context(&mut request)))),
+        };
+        let (parts, body) = request.into_parts();
+        Decision::Later(Self {
+            body,
+            timer: None,
+            limits,
+            report: report.clone(),
+            request: Some(Request::from_parts(parts, VerifiedBody::default())),
+            check: Some(checked),
+            read: VerifiedBody::default(),
+            wait: None,
+        })
     }
 
     fn done(self: Pin<&mut Self>, verdict: Result<(), Refused>) -> Result<Admitted<VerifiedBody>, Error> {
         let this = self.project();
-        this.report.settle(this.context, verdict)?;
-        let parts = this.parts.take().expect("a future is not polled after it is ready");
-        Ok((Request::from_parts(parts, mem::take(this.read)), ()))
+        let request = this.request.as_mut().expect("a future is not polled after it is ready");
+        *request.body_mut() = mem::take(this.read);
+        this.report.settle(context(request), verdict)?;
+        Ok((this.request.take().expect("just seen"), ()))
     }
 }
 
@@ -183,11 +185,12 @@ where
             let read = ready!(self.as_mut().poll_read(task));
             let mut this = self.as_mut().project();
             let checked = this.check.take().expect("just seen");
+            let context = context(this.request.as_mut().expect("it is taken when all is done"));
             if let Err(error) = read {
                 // What was not read to its end cannot be handed on, whatever happens to other refusals.
-                return Poll::Ready(Err(Refused::from(error).note(this.context)));
+                return Poll::Ready(Err(Refused::from(error).note(context)));
             }
-            match checked.and_then(|check| check.finish(this.context, this.read)) {
+            match checked.and_then(|check| check.finish(context, this.read)) {
                 Ok(Some(wait)) => this.wait.set(Some(wait)),
                 finished => return Poll::Ready(self.done(finished.map(|_| ()))),
             }
@@ -204,8 +207,13 @@ impl<B, C: Check> fmt::Debug for Verify<B, C> {
     }
 }
 
+/// Borrowed, where [`Context::of`] makes a clone: next to the hash of a short message that is dear.
+pub(crate) fn context<B>(request: &mut Request<B>) -> &Context {
+    request.extensions_mut().get_or_insert_default::<Context>()
+}
+
 /// The only value of a header, if it is there.
-pub(crate) fn optional<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a HeaderValue>, Error> {
+pub(crate) fn optional<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Error> {
     let mut values = headers.get_all(name).iter();
     let value = values.next();
     if values.next().is_some() {
@@ -215,17 +223,38 @@ pub(crate) fn optional<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<
 }
 
 /// The only value of a header.
-pub(crate) fn required<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a HeaderValue, Error> {
+pub(crate) fn required<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a HeaderValue, Error> {
     optional(headers, name)?.ok_or_else(|| missing(format!("the header {name} is missing")))
 }
 
 /// The only value of a header, as `N` bytes in hex digits of either case.
-pub(crate) fn signature<const N: usize>(headers: &HeaderMap, name: &str) -> Result<[u8; N], Error> {
-    let mut signature = [0; N];
-    match hex::decode_to_slice(required(headers, name)?, &mut signature) {
-        Ok(()) => Ok(signature),
-        Err(_) => Err(malformed(format!("the header {name} is not {} hex digits", 2 * N))),
+pub(crate) fn signature<const N: usize>(headers: &HeaderMap, name: &HeaderName) -> Result<[u8; N], Error> {
+    let signature = bytes_of_hex(required(headers, name)?.as_bytes());
+    signature.ok_or_else(|| malformed(format!("the header {name} is not {} hex digits", 2 * N)))
+}
+
+/// Without a branch or a table, so that many digits are read at a time.
+fn bytes_of_hex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
+    let (pairs, rest) = digits.as_chunks();
+    let pairs: &[[u8; 2]; N] = pairs.try_into().ok()?;
+    let (mut bytes, mut all) = ([0; N], 0);
+    for (byte, pair) in bytes.iter_mut().zip(pairs) {
+        let [high, low] = pair.map(|digit| {
+            let number = digit.wrapping_sub(b'0');
+            let letter = (digit | 0x20).wrapping_sub(b'a');
+            let (is_number, is_letter) = (number < 10, letter < 6);
+            if is_number {
+                number
+            } else if is_letter {
+                letter + 10
+            } else {
+                255
+            }
+        });
+        all |= high | low;
+        *byte = high << 4 | low;
     }
+    (all < 16 && rest.is_empty()).then_some(bytes)
 }
 
 pub(crate) fn missing(message: String) -> Error {
@@ -240,4 +269,22 @@ pub(crate) fn malformed(message: String) -> Error {
 pub(crate) fn unsigned() -> Error {
     Error::new(Kind::Unauthenticated, "signature_invalid")
         .with_message("the signature is not that of the body under a current key")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hex_is_read_as_others_read_it() {
+        for byte in 0..=255_u8 {
+            for digits in [[byte, b'7'], [b'e', byte]] {
+                assert_eq!(bytes_of_hex::<1>(&digits).map(Vec::from), hex::decode(digits).ok(), "{digits:?}");
+            }
+        }
+        assert_eq!(bytes_of_hex(b"00ffA5a5"), Some([0, 255, 0xa5, 0xa5]));
+        for wrong in ["", "00ffA5a", "00ffA5a50", "00ffA5a500"] {
+            assert_eq!(bytes_of_hex::<4>(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
 }

@@ -1,10 +1,10 @@
-use std::{collections::HashMap, fmt, future::Pending, slice, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, future::Pending, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use coze_core::{BotId, BoxError, Context, Error, Principal, UserId};
 use hmac::{Hmac, KeyInit, Mac};
-use http::{Request, request::Parts};
+use http::{HeaderName, Request};
 use http_body::Body;
 use sha2::Sha256;
 
@@ -16,8 +16,8 @@ use crate::{
     verify::{self, Check, Limits, Verify},
 };
 
-const SIGNATURE: &str = "x-signature";
-const BOT: &str = "x-bot-id";
+static SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
+static BOT: HeaderName = HeaderName::from_static("x-bot-id");
 
 /// A MAC that has taken in its key. Cloning it saves the key schedule, a third of the work for a short message.
 type Keyed = Hmac<Sha256>;
@@ -90,10 +90,10 @@ impl Webhook {
         self.report.count()
     }
 
-    /// Finds the bot the request names; `None` if it is not ours.
-    fn bot(&self, parts: &Parts) -> Result<Option<Arc<Bot>>, Error> {
-        let path = self.prefix.as_deref().and_then(|prefix| parts.uri.path().strip_prefix(prefix));
-        let header = match verify::optional(&parts.headers, BOT)?.map(|id| id.to_str()) {
+    /// Finds the bot the request names, or its stand-in if it is not ours.
+    fn bot<B>(&self, request: &Request<B>) -> Result<Arc<Bot>, Error> {
+        let path = self.prefix.as_deref().and_then(|prefix| request.uri().path().strip_prefix(prefix));
+        let header = match verify::optional(request.headers(), &BOT)?.map(|id| id.to_str()) {
             Some(Err(_)) => return Err(verify::malformed(format!("the header {BOT} is not ascii"))),
             Some(Ok(id)) => Some(id),
             None => None,
@@ -105,11 +105,12 @@ impl Webhook {
             (path, header) => path.or(header),
         };
         let bots = self.keys.0.bots.load();
-        match named {
-            Some(id) => Ok(bots.get(id).cloned()),
-            None if bots.len() == 1 => Ok(bots.values().next().cloned()),
-            None => Err(verify::missing(format!("neither the path nor the header {BOT} names a bot"))),
-        }
+        let bot = match named {
+            Some(id) => bots.get(id),
+            None if bots.len() == 1 => bots.values().next(),
+            None => return Err(verify::missing(format!("neither the path nor the header {BOT} names a bot"))),
+        };
+        Ok(bot.unwrap_or(&self.keys.0.decoy).clone())
     }
 }
 
@@ -123,13 +124,13 @@ where
     type Future = Verify<B, Signed>;
 
     fn authorize(&self, request: Request<B>) -> Decision<Admitted<VerifiedBody>, Self::Future> {
-        Verify::decide(request, self.limits, &self.report, |parts| {
-            let signature = verify::signature(&parts.headers, SIGNATURE).map_err(|error| {
-                let bot = self.bot(parts).ok().flatten();
-                Refused::from(error).of(bot.as_ref().map(|bot| &bot.principal.subject))
+        Verify::decide(request, self.limits, &self.report, |request| {
+            let signature = verify::signature(request.headers(), &SIGNATURE).map_err(|error| {
+                let bot = self.bot(request).ok();
+                Refused::from(error).of(bot.as_ref().and_then(|bot| bot.subject()))
             })?;
-            let bot = self.bot(parts)?;
-            Ok(Signed { keys: self.keys.clone(), user: self.user.clone(), signature, bot })
+            let bot = self.bot(request)?;
+            Ok(Signed { user: self.user.clone(), signature, bot })
         })
     }
 }
@@ -150,21 +151,28 @@ pub struct WebhookKeys(Arc<Table>);
 
 struct Table {
     bots: ArcSwap<HashMap<BotId, Arc<Bot>>>,
-    /// Stands in for the keys of a bot that is not there.
-    decoy: Keyed,
+    /// Stands in for a bot that is not there.
+    decoy: Arc<Bot>,
 }
 
 struct Bot {
-    id: BotId,
-    principal: Principal,
+    /// What is noted on the context. The decoy has nothing: it is for work's sake, and what it verifies is refused all the same.
+    known: Option<(BotId, Principal)>,
     keys: Vec<Keyed>,
+}
+
+impl Bot {
+    fn subject(&self) -> Option<&Arc<str>> {
+        self.known.as_ref().map(|(_, principal)| &principal.subject)
+    }
 }
 
 impl WebhookKeys {
     /// No bot, and so no request that is accepted.
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::new(Table { bots: ArcSwap::default(), decoy: keyed(b"decoy") }))
+        let decoy = Arc::new(Bot { known: None, keys: vec![keyed(b"decoy")] });
+        Self(Arc::new(Table { bots: ArcSwap::default(), decoy }))
     }
 
     /// Replaces the keys by which `bot` signs; any of them verifies. No key at all takes the bot out.
@@ -176,8 +184,8 @@ impl WebhookKeys {
     /// stay as they were.
     pub fn set(&self, bot: &BotId, keys: impl IntoIterator<Item = Key>) -> Result<(), Error> {
         let keys: Vec<_> = bounded(keys)?.iter().map(|key| keyed(key.bytes())).collect();
-        let principal = Principal::new("webhook", bot.as_str());
-        let entry = Arc::new(Bot { id: bot.clone(), principal, keys });
+        let known = Some((bot.clone(), Principal::new("webhook", bot.as_str())));
+        let entry = Arc::new(Bot { known, keys });
         self.0.bots.rcu(|bots| {
             let mut bots = HashMap::clone(bots);
             match entry.keys.is_empty() {
@@ -208,10 +216,9 @@ fn keyed(key: &[u8]) -> Keyed {
 
 /// A webhook request that waits for its body.
 pub struct Signed {
-    keys: WebhookKeys,
     user: Option<Arc<UserHook>>,
     signature: [u8; 32],
-    bot: Option<Arc<Bot>>,
+    bot: Arc<Bot>,
 }
 
 impl fmt::Debug for Signed {
@@ -224,23 +231,21 @@ impl Check for Signed {
     type Wait = Pending<Result<(), Refused>>;
 
     fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<Option<Self::Wait>, Refused> {
-        // The decoy is for work's sake: what it verifies is refused all the same.
-        let keys = self.bot.as_ref().map_or(slice::from_ref(&self.keys.0.decoy), |bot| &bot.keys);
         // Every key is tried, and each comparison takes constant time: how long it takes does not tell which key it was.
-        let verified = keys.iter().fold(false, |found, key| {
+        let verified = self.bot.keys.iter().fold(false, |found, key| {
             let mut mac = key.clone();
             body.frames().for_each(|frame| mac.update(frame));
             let is_this_one = mac.verify_slice(&self.signature).is_ok();
             found | is_this_one
         });
-        let Some(bot) = self.bot else {
+        let Some((id, principal)) = &self.bot.known else {
             return Err(Refused::from(verify::unsigned()).truly("unknown_key"));
         };
         if !verified {
-            return Err(Refused::from(verify::unsigned()).of(Some(&bot.principal.subject)));
+            return Err(Refused::from(verify::unsigned()).of(self.bot.subject()));
         }
-        context.bot.get_or_init(|| bot.id.clone());
-        context.principal.get_or_init(|| bot.principal.clone());
+        context.bot.get_or_init(|| id.clone());
+        context.principal.get_or_init(|| principal.clone());
         if let Some(user) = self.user.and_then(|read| read(body.contiguous())) {
             context.user.get_or_init(|| user);
         }
