@@ -37,6 +37,9 @@ const MAX_MARGIN: Duration = Duration::from_secs(60);
 /// the fault is not the token's: it stays, and the refusal is final. So however the platform answers, the tokens it refuses
 /// are renewed at most once per cool-down.
 ///
+/// Each fetch that fails is an event, `WARN` of the target `coze::token`, with the `reason`, whether it is final (`is_final`),
+/// and for how many seconds the token that is there still serves (`left_seconds`): until then nobody is locked out.
+///
 /// ```
 /// use std::time::SystemTime;
 ///
@@ -282,6 +285,20 @@ impl<F> Flight<F> {
         failure.map(|error| (error.retry(), error.retry_after()))
     }
 
+    /// Says that there is no new token, and how long the old one lasts.
+    fn warn(&self, error: &Error, now: Instant) {
+        let current = self.shared.current.load();
+        // Zero where there is none; one without an end lasts until it is refused, and then it is gone.
+        let left = current.as_ref().and_then(|current| Some(current.ends?.1.saturating_duration_since(now)));
+        tracing::warn!(
+            target: "coze::token",
+            reason = error.reason(),
+            is_final = error.retry() == Retry::Never,
+            left_seconds = left.unwrap_or_default().as_secs(),
+            "no new access token: {error}"
+        );
+    }
+
     /// From when on a token that landed now is renewed, and when it expires; `None` if that is beyond all time.
     fn ends(&self, token: &Token, now: Instant, random: f64) -> Option<(Instant, Instant)> {
         let life = token.lifetime()?;
@@ -297,6 +314,9 @@ impl<F> Drop for Flight<F> {
         let outcome = self.outcome.take().unwrap_or_else(|| {
             Err(Error::new(Kind::Internal, "token_fetch_ended").with_message("the fetch of an access token broke off"))
         });
+        if let Err(error) = &outcome {
+            self.warn(error, now);
+        }
         let mut state = self.shared.lock();
         state.flight = None;
         let landed = match outcome {

@@ -14,6 +14,7 @@ use std::{
 use coze_auth::{Decision, Renewing, Token, TokenSource};
 use coze_core::{Error, Kind, Retry};
 use support::{
+    log::Log,
     reason,
     tokens::{Endpoint, get, is_ready, lives, text},
 };
@@ -228,6 +229,29 @@ async fn a_failed_renewal_leaves_a_valid_token_in_service() {
     sleep(SECOND).await;
     let error = get(&source).await.expect_err("expired by now");
     assert_eq!((error.reason(), error.retry_after()), ("endpoint_down", Some(Duration::from_secs(7))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_failed_fetch_warns_how_long_it_is_until_nobody_is_served() {
+    let (log, _second, _guard) = Log::record();
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(|n, token| match n {
+        1 => Ok(token.with_lifetime(Duration::from_secs(100))),
+        2 => Err(Error::new(Kind::Unavailable, "endpoint_down")),
+        _ => {
+            Err(Error::new(Kind::Unauthenticated, "refused").with_message(String::from("pat_0123456789abcdef is bad")))
+        }
+    });
+    assert_eq!(text(&source).await, "t1");
+    assert_eq!((is_ready(&source), log.count("WARN")), (true, 0));
+    sleep(Duration::from_secs(99)).await;
+    assert_eq!((endpoint.fetches(), log.count("WARN coze::token: no new access token: ")), (3, 2));
+    assert_eq!(log.count("reason=\"endpoint_down\" is_final=false"), 1);
+    assert_eq!(log.count("reason=\"refused\" is_final=true"), 1);
+    assert!((1..10).any(|left| log.count(&format!("is_final=false left_seconds={left}\n")) == 1));
+    sleep(SECOND).await;
+    assert_eq!(reason(get(&source).await), Some("refused"));
+    assert_eq!((log.count("is_final=true left_seconds=0\n"), log.count("0123456789")), (1, 0), "locked out");
 }
 
 #[tokio::test(start_paused = true)]

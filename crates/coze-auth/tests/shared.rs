@@ -2,11 +2,7 @@
 
 mod support;
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-    time::{Duration, UNIX_EPOCH},
-};
+use std::time::{Duration, UNIX_EPOCH};
 
 use coze_auth::{Callback, Key, MemoryReplay, RedisReplay};
 use coze_core::{Error, Kind, Retry};
@@ -14,9 +10,8 @@ use coze_tests::Redis;
 use http::Request;
 use redis::{AsyncCommands, aio::MultiplexedConnection};
 use sha1::{Digest, Sha1};
-use support::{Script, noted, reason, send};
+use support::{Script, log::Log, noted, reason, send};
 use tokio::time::Instant;
-use tracing::{Dispatch, subscriber::DefaultGuard};
 
 const NOW: u64 = 1_613_427_443_000;
 const WINDOW: u64 = 5 * 60 * 1000;
@@ -159,35 +154,6 @@ async fn a_redis_that_says_nothing_holds_no_request_longer_than_the_timeout() {
     drop(paused);
     assert_eq!(reason(send(&node, sent_at(NOW, "m")).await), None, "it goes on as if nothing had been");
     assert_eq!(reason(send(&node, sent_at(NOW, "n")).await), Some("replayed"));
-}
-
-/// What was logged on this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Log {
-    /// The second subscriber keeps tracing from deciding once for all threads whether anybody listens.
-    fn record() -> (Self, Dispatch, DefaultGuard) {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        let second = Dispatch::new(tracing_subscriber::registry());
-        (log, second, tracing::subscriber::set_default(subscriber))
-    }
-
-    fn count(&self, text: &str) -> usize {
-        String::from_utf8(self.0.lock().expect("whole").clone()).expect("text").matches(text).count()
-    }
-}
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("whole").write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! What the tests have in common: a scripted body, and the layer between a test and a mock of the inner service.
 #![allow(dead_code, reason = "no test file uses all of it")]
 
+pub(crate) mod log;
 pub(crate) mod tokens;
 
 use std::{

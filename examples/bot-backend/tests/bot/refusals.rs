@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use coze_sim::{Config, FaultKind, sign_webhook};
+use coze_sim::{Callback, Config, FaultKind, Tamper, sign_webhook};
 use coze_tests::Answer;
 use http::HeaderValue;
 use serde_json::json;
@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{BOT, KEY, POLLING, World, eventually, message};
+use crate::support::{BOT, KEY, POLLING, VERIFY, World, eventually, message};
 
 /// Status and code of a refusal in the platform's envelope, and what it says.
 fn refusal(answer: &Answer) -> (u16, i64, String) {
@@ -55,6 +55,33 @@ async fn a_signature_that_is_not_right_is_refused_at_once() {
     let mut request = world.request(&path, body.as_bytes());
     request.headers_mut().insert("x-signature", good.to_uppercase().parse().expect("valid"));
     assert_eq!(world.http.send(request).await.status, 200, "either case");
+}
+
+#[tokio::test]
+async fn why_requests_were_refused_is_in_the_metrics_and_nothing_that_a_caller_made_up() {
+    let world = World::start().await;
+    let mut forged = world.signed(&message(BOT, "hello"));
+    forged.headers_mut().insert("x-signature", "00".repeat(32).parse().expect("valid"));
+    assert_eq!(world.http.send(forged).await.status, 401);
+    assert_eq!(world.http.send(world.request("/webhook/made-up", b"{}")).await.status, 401);
+    let url = format!("{}/callback/{POLLING}", world.bot.url());
+    let stale =
+        Callback { url, verify_token: VERIFY.into(), attempts: 1, tamper: Tamper::Stale, ..Callback::default() };
+    assert_eq!(world.sim.push_callback(&stale).await.expect("sent").status, 401);
+    world.send(BOT, "hello").await;
+
+    let url = format!("{}/metrics", world.bot.url());
+    eventually("counted", async || {
+        let metrics = world.http.get(&url).await;
+        let metrics = metrics.text();
+        assert!(!metrics.contains("made-up"), "{metrics}");
+        [("SIGNATURE_INVALID", BOT), ("UNKNOWN_KEY", "_unknown"), ("TOKEN_EXPIRED", POLLING)].iter().all(
+            |(reason, client)| {
+                metrics.contains(&format!("auth_failure_total{{reason=\"{reason}\",client=\"{client}\"}} "))
+            },
+        )
+    })
+    .await;
 }
 
 #[tokio::test]
