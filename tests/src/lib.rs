@@ -14,7 +14,7 @@ mod server;
 pub use http_client::{Answer, Http};
 pub use parts::part;
 pub use postgres::Postgres;
-pub use redis::{Paused, Redis};
+pub use redis::{Paused, Redis, RedisCluster};
 pub use sdk::{Call, Sdk, run_sdk};
 pub use server::free_port;
 

@@ -24,6 +24,7 @@ const KEEPER: &str = r#"
     folder=$1 signal=$2
     shift 2
     "$@" 2>&1 &
+    echo "$!" > "$folder/keeper.pid"
     exec >/dev/null 2>&1
     trap '' HUP INT TERM
     cat
@@ -78,6 +79,7 @@ pub(crate) fn folder() -> PathBuf {
 pub(crate) struct Server {
     keeper: Child,
     pub(crate) port: u16,
+    folder: PathBuf,
 }
 
 impl Server {
@@ -94,6 +96,22 @@ impl Server {
         panic!("the server did not start; it said:\n{log}");
     }
 
+    /// Starts a server on a port that was its own a moment ago, and returns when it is ready.
+    pub(crate) fn start_at(port: u16, launch: impl Fn(u16) -> Launch) -> Self {
+        for _ in 0..TRIES {
+            if let Ok(server) = Self::try_start(&launch(port), port) {
+                return server;
+            }
+        }
+        panic!("the server did not start again");
+    }
+
+    /// The id of the server's process.
+    pub(crate) fn pid(&self) -> u32 {
+        let pid = std::fs::read_to_string(self.folder.join("keeper.pid")).expect("the keeper wrote it");
+        pid.trim().parse().expect("a number")
+    }
+
     /// # Errors
     /// The end of what the server said before it ended, or before the time was up.
     fn try_start(launch: &Launch, port: u16) -> Result<Self, String> {
@@ -105,7 +123,7 @@ impl Server {
         }
         let mut keeper = command.spawn().expect("there is a shell");
         let output = keeper.stdout.take().expect("piped");
-        let server = Self { keeper, port };
+        let server = Self { keeper, port, folder: launch.folder.clone() };
         let lines = lines(output);
         let mut said = VecDeque::new();
         // The limit is on silence: a slow machine may take longer as long as the server goes on.

@@ -32,6 +32,8 @@ fn features() -> Outcome {
         "-p coze-auth --features jwt",
         "-p coze-auth --features oauth",
         "-p coze-auth --features redis",
+        "-p coze-ratelimit",
+        "-p coze-ratelimit --features redis",
         "-p coze-secret",
     ] {
         run(cargo().arg("check").args(alone.split(' ')))?;

@@ -12,6 +12,8 @@ mod permit;
 mod policy;
 mod queue;
 mod quota;
+#[cfg(feature = "redis")]
+mod redis;
 mod service;
 mod window;
 
@@ -26,4 +28,6 @@ pub use policy::{Decision, Policy};
 pub use queue::RedisQueue;
 pub use queue::{Dead, End, Job, MAX_ID, MAX_PAYLOAD, MemoryQueue, Pushed, Queue, Taken, Worker};
 pub use quota::{Quota, Rate};
+#[cfg(feature = "redis")]
+pub use redis::{Away, Deciding, RedisLimits, RedisPermit, RedisServer, Sharing};
 pub use service::RateLimit;

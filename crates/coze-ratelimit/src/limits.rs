@@ -143,11 +143,11 @@ fn decide(involved: Option<&Involved<'_>>, now: u64, refusal: Option<Refusal>) -
 }
 
 /// Why a level has no room; times in nanoseconds.
-struct Refusal {
-    name: &'static str,
-    quota: Quota,
-    wait: u64,
-    reset: u64,
+pub(crate) struct Refusal {
+    pub(crate) name: &'static str,
+    pub(crate) quota: Quota,
+    pub(crate) wait: u64,
+    pub(crate) reset: u64,
 }
 
 impl Gate {

@@ -1,0 +1,105 @@
+//! What each limit says while Redis is away.
+
+use std::{
+    num::NonZeroU32,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use indexmap::IndexMap;
+
+use super::account::{Account, Terms};
+
+/// What a limit says while Redis does not answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Away {
+    /// It refuses, with the reason `limit_unavailable`: the limit holds whatever happens.
+    #[default]
+    Closed,
+    /// It admits, as if there were no limit.
+    Open,
+    /// Each of so many nodes keeps its share of the limit for itself: an equal part of the rate, and of the burst, but at
+    /// least one request. All of them together admit the limit once more from the moment Redis went away.
+    Share(NonZeroU32),
+}
+
+/// Keys whose share is remembered; further ones have one share together.
+const MAX_SHARES: usize = 65_536;
+const SWEEP: usize = 4;
+
+/// What this node used of its shares. It is not forgotten when Redis is back: whoever goes away often admits no more.
+#[derive(Debug, Default)]
+pub(super) struct Shares(Mutex<Accounts>);
+
+#[derive(Debug, Default)]
+struct Accounts {
+    of: IndexMap<Arc<str>, (Account, Terms)>,
+    /// Where the next sweep begins.
+    cursor: usize,
+}
+
+/// One key: what is shared by how many nodes.
+pub(super) struct Part<'a> {
+    pub(super) key: &'a Arc<str>,
+    pub(super) terms: Terms,
+    pub(super) nodes: u64,
+}
+
+impl Shares {
+    /// Takes `cost` of each share, or says which one refuses, and in how many microseconds it, and all of it, fits.
+    pub(super) fn take(&self, parts: &[Part<'_>], cost: u64, now: u64) -> Result<(), (usize, u64, u64)> {
+        let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        accounts.sweep(SWEEP * parts.len(), now);
+        let mut taken = Vec::with_capacity(parts.len());
+        let mut refusal = None;
+        for (index, part) in parts.iter().enumerate() {
+            // A share is the whole limit, of which each request takes as much as there are nodes.
+            let cost = cost * part.nodes;
+            let terms = Terms { burst: part.terms.burst.max(cost), window: part.terms.window.max(cost), ..part.terms };
+            let place = accounts.place(part.key, terms);
+            let account = &mut accounts.of[place].0;
+            account.advance(terms, now);
+            let wait = account.wait(terms, cost);
+            if wait > 0 && refusal.is_none_or(|(_, longest, _)| wait > longest) {
+                refusal = Some((index, wait, account.wait(terms, terms.capacity())));
+            }
+            taken.push((place, cost));
+        }
+        if let Some(refusal) = refusal {
+            return Err(refusal);
+        }
+        for (place, cost) in taken {
+            accounts.of[place].0.take(cost);
+        }
+        Ok(())
+    }
+}
+
+impl Accounts {
+    /// Looks at a few, to forget those that are as good as new.
+    fn sweep(&mut self, count: usize, now: u64) {
+        for _ in 0..count {
+            match self.of.get_index_mut(self.cursor) {
+                Some((_, (account, terms))) => {
+                    account.advance(*terms, now);
+                    match account.is_new() {
+                        true => drop(self.of.swap_remove_index(self.cursor)),
+                        false => self.cursor += 1,
+                    }
+                }
+                None => self.cursor = 0,
+            }
+        }
+    }
+
+    fn place(&mut self, key: &Arc<str>, terms: Terms) -> usize {
+        if let Some(place) = self.of.get_index_of(key) {
+            return place;
+        }
+        let key = if self.of.len() < MAX_SHARES { key.clone() } else { Arc::from("") };
+        let entry = self.of.entry(key);
+        let place = entry.index();
+        entry.or_insert((Account::default(), terms));
+        place
+    }
+}

@@ -1,0 +1,164 @@
+//! One call of the script: what is asked, as its arguments, and what it answers.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
+
+use redis::{Cmd, ErrorKind, RedisResult, ServerErrorKind, aio::ConnectionLike};
+use smallvec::SmallVec;
+
+use super::account::{Settlement, Terms};
+
+pub(super) const SCRIPT: &str = include_str!("script.lua");
+
+/// The name of the script at the server. Computed once.
+static SHA: LazyLock<String> = LazyLock::new(|| redis::Script::new(SCRIPT).get_hash().to_owned());
+
+/// Decisions about keys in one slot, to be made one after another.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    node: Arc<str>,
+    keys: Vec<Arc<str>>,
+    places: HashMap<Arc<str>, u64>,
+    headers: Vec<u64>,
+    decisions: Vec<u64>,
+    /// Where the last decision begins.
+    last: usize,
+    /// The levels of each decision.
+    levels: Vec<usize>,
+}
+
+/// A level of a decision: the place of its key, the cost, and how much is to be leased ahead.
+pub(super) type Level = (u64, u64, u64);
+
+impl Batch {
+    pub(super) fn new(node: Arc<str>) -> Self {
+        Self { node, ..Self::default() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// The place of a key of a rate, and what the node has to say of its leases, if it is not there yet.
+    pub(super) fn rate<S>(&mut self, key: &Arc<str>, terms: Terms, settlements: impl FnOnce() -> S) -> u64
+    where
+        S: IntoIterator<Item = Settlement>,
+    {
+        self.key(key, |headers| {
+            headers.extend([1, terms.rate, terms.burst, 0]);
+            let count = headers.len() - 1;
+            for settlement in settlements() {
+                headers.extend([settlement.slot, settlement.spent, settlement.returned]);
+                headers[count] += 1;
+            }
+        })
+    }
+
+    /// The place of a key of concurrency: its limit, the number of this call, and how many this node has.
+    pub(super) fn concurrency(&mut self, key: &Arc<str>, limit: u64, state: impl FnOnce() -> (u64, u64)) -> u64 {
+        self.key(key, |headers| {
+            let (call, have) = state();
+            headers.extend([2, limit, call, have]);
+        })
+    }
+
+    fn key(&mut self, key: &Arc<str>, header: impl FnOnce(&mut Vec<u64>)) -> u64 {
+        if let Some(place) = self.places.get(key) {
+            return *place;
+        }
+        header(&mut self.headers);
+        self.keys.push(key.clone());
+        let place = self.keys.len() as u64;
+        self.places.insert(key.clone(), place);
+        place
+    }
+
+    /// Adds a decision. Says whether it is a further one of the last kind.
+    pub(super) fn decide(&mut self, levels: &[Level]) -> bool {
+        let known = self.decisions.get(self.last + 2..).unwrap_or_default().chunks_exact(3);
+        let alike = known.len() == levels.len()
+            && known.zip(levels).all(|(known, (key, cost, ahead))| known[..2] == [*key, *cost] && *ahead == 0);
+        if alike && !levels.is_empty() {
+            self.decisions[self.last] += 1;
+            return true;
+        }
+        self.last = self.decisions.len();
+        self.decisions.extend([1, levels.len() as u64]);
+        self.decisions.extend(levels.iter().flat_map(|(key, cost, ahead)| [*key, *cost, *ahead]));
+        self.levels.push(levels.len());
+        false
+    }
+
+    /// # Errors
+    /// Those of Redis, and of an answer that is not the script's.
+    pub(super) async fn run(&self, connection: &mut impl ConnectionLike) -> RedisResult<Reply> {
+        let unknown = ErrorKind::Server(ServerErrorKind::NoScript);
+        match self.command("EVALSHA", &SHA).query_async(connection).await {
+            // It runs and is known from then on, on the node that asked for it: one way there and back.
+            Err(error) if error.kind() == unknown => {
+                Reply::parse(self.command("EVAL", SCRIPT).query_async(connection).await?, &self.levels)
+            }
+            answer => Reply::parse(answer?, &self.levels),
+        }
+    }
+
+    pub(super) fn command(&self, name: &str, script: &str) -> Cmd {
+        let mut command = Cmd::with_capacity(4 + self.keys.len() + self.headers.len() + self.decisions.len(), 256);
+        command.arg(name).arg(script).arg(self.keys.len());
+        self.keys.iter().for_each(|key| {
+            command.arg(&**key);
+        });
+        command.arg(&*self.node);
+        self.headers.iter().chain(&self.decisions).for_each(|number| {
+            command.arg(*number);
+        });
+        command
+    }
+}
+
+/// What the script answered.
+#[derive(Debug)]
+pub(super) struct Reply {
+    /// The slot in which leases of this call end.
+    pub(super) slot: u64,
+    /// Microseconds from the call until then.
+    pub(super) valid: u64,
+    pub(super) verdicts: Vec<Verdict>,
+}
+
+/// About decisions that are alike.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    /// How many were admitted: the first ones.
+    pub(super) admitted: u64,
+    /// How many more would be.
+    pub(super) remaining: u64,
+    /// Microseconds until another one fits, and until all of the level that refused fit.
+    pub(super) wait: u64,
+    pub(super) full: u64,
+    /// The level that refused; the one with the longest wait.
+    pub(super) refused: Option<usize>,
+    /// What was leased of each level.
+    pub(super) leased: SmallVec<[u64; 3]>,
+}
+
+impl Reply {
+    pub(super) fn parse(numbers: Vec<u64>, levels: &[usize]) -> RedisResult<Self> {
+        let mut numbers = numbers.into_iter();
+        let mut next = || numbers.next().ok_or((ErrorKind::UnexpectedReturnType, "the script's answer is too short"));
+        let (slot, valid) = (next()?, next()?);
+        let mut verdicts = Vec::with_capacity(levels.len());
+        for count in levels {
+            let (admitted, remaining, wait, full) = (next()?, next()?, next()?, next()?);
+            let refused = usize::try_from(next()?).ok().and_then(|level| level.checked_sub(1));
+            if refused.is_some_and(|refused| refused >= *count) {
+                return Err((ErrorKind::UnexpectedReturnType, "the script's answer names no level").into());
+            }
+            let leased = (0..*count).map(|_| next()).collect::<Result<_, _>>()?;
+            verdicts.push(Verdict { admitted, remaining, wait, full, refused, leased });
+        }
+        Ok(Self { slot, valid, verdicts })
+    }
+}

@@ -1,0 +1,225 @@
+-- A batch of decisions, one after another, in one call. All keys lie in one slot of a cluster.
+--
+-- ARGV: the node; for each key its header; then the decisions.
+--   rate         1, rate, burst, number of settlements, (slot, spent, returned) of each
+--   concurrency  2, limit, number of the call, how many this node has
+--   decision     how many alike, number of levels, (key, cost, requests to lease) of each
+-- Reply: the slot in which leases of this call end, the microseconds until then; then for each decision
+--   how many were admitted (the first ones), what remains, microseconds until another one fits, microseconds until all fit,
+--   the level that refused (0 for none), and what was leased of each level.
+--
+-- Rates are those of account.rs, function by function. Numbers are integers below 2^53, so that doubles hold them exactly.
+local SLICE, PAST, AHEAD, REQUEST = 100000, 10, 5, 1000000
+-- How long a node that says nothing keeps its places, in microseconds; and when to try again where nobody knows.
+local KEEP, TRY = 10000000, 1000000
+-- Where the current slice is in an account: time, level, then the slices.
+local CURRENT = 2 + PAST
+
+local time = redis.call('TIME')
+local clock = time[1] * 1000000 + time[2]
+
+local argument = 0
+local function text()
+    argument = argument + 1
+    return ARGV[argument]
+end
+local function number()
+    return tonumber(text())
+end
+
+local function div(a, b)
+    return (a - a % b) / b
+end
+
+local function drain(key, till)
+    local a = key.account
+    a[2] = math.max(0, a[2] - (till - a[1]) * key.rate)
+    a[1] = till
+end
+
+local function advance(key, now)
+    local a = key.account
+    now = math.max(now, a[1])
+    local base = div(a[1], SLICE)
+    local passed = math.min(PAST + AHEAD, div(now, SLICE) - base)
+    for slot = 1, math.min(passed, AHEAD) do
+        local ended = a[CURRENT + slot]
+        if ended > 0 then
+            drain(key, (base + slot) * SLICE)
+            a[2] = a[2] + ended * REQUEST
+        end
+    end
+    drain(key, now)
+    if passed > 0 then
+        for i = 3, CURRENT + AHEAD do
+            a[i] = a[i + passed] or 0
+        end
+    end
+end
+
+local function take(key, cost)
+    local a = key.account
+    a[2] = a[2] + cost * REQUEST
+    a[CURRENT] = a[CURRENT] + cost
+end
+
+local function settle(key, slot, spent, returned)
+    local a = key.account
+    local ahead = slot - div(a[1], SLICE)
+    if ahead < 1 or ahead > AHEAD then
+        return
+    end
+    local i = CURRENT + ahead
+    spent = math.min(spent, a[i])
+    a[i] = a[i] - spent
+    a[i] = a[i] - math.min(returned, a[i])
+    take(key, spent)
+end
+
+local function sum(a, from)
+    local total = 0
+    for i = from, CURRENT + AHEAD do
+        total = total + a[i]
+    end
+    return total
+end
+
+local function wait(key, cost)
+    if key.limit then
+        return key.have + cost <= key.limit and 0 or TRY
+    end
+    local a = key.account
+    local base = div(a[1], SLICE)
+    local room = math.max(0, key.rate - cost)
+    local used, slices = sum(a, 3), 0
+    while used > room and slices < PAST + AHEAD do
+        used = used - a[3 + slices]
+        slices = slices + 1
+    end
+    local window = slices == 0 and 0 or (base + slices) * SLICE - a[1]
+    room = math.max(0, key.burst - cost) * REQUEST
+    local at, level, leased = a[1], a[2], sum(a, CURRENT + 1) * REQUEST
+    for slot = 1, AHEAD do
+        local ended = a[CURRENT + slot] * REQUEST
+        local excess = math.max(0, level + leased - room)
+        local till = (base + slot) * SLICE
+        if ended > 0 and (excess > level or excess > (till - at) * key.rate) then
+            level = math.max(0, level - (till - at) * key.rate) + ended
+            at = till
+            leased = leased - ended
+        end
+    end
+    return math.max(window, at - a[1] + math.ceil(math.max(0, level + leased - room) / key.rate))
+end
+
+local function room(key)
+    if key.limit then
+        return math.max(0, key.limit - key.have)
+    end
+    local a = key.account
+    local bucket = div(math.max(0, key.burst * REQUEST - a[2]), REQUEST)
+    return math.min(math.max(0, bucket - sum(a, CURRENT + 1)), math.max(0, key.rate - sum(a, 3)))
+end
+
+local node = text()
+local keys = {}
+for i, name in ipairs(KEYS) do
+    local key = {}
+    keys[i] = key
+    if number() == 1 then
+        key.rate, key.burst = number(), number()
+        local stored = redis.call('GET', name)
+        key.account = stored and cmsgpack.unpack(stored) or {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+        advance(key, clock)
+        for _ = 1, number() do
+            settle(key, number(), number(), number())
+            key.changed = true
+        end
+    else
+        key.limit, key.call, key.have = number(), number(), number()
+        local stored = redis.call('HGETALL', name)
+        for field = 1, #stored, 2 do
+            local have, till, call = cmsgpack.unpack(stored[field + 1])
+            if stored[field] == node then
+                -- A call that was overtaken by a later one of the same node.
+                key.late = call > key.call
+            elseif till > clock then
+                key.limit = key.limit - have
+            else
+                redis.call('HDEL', name, stored[field])
+            end
+        end
+        key.limit = key.late and key.have or key.limit
+        key.changed = not key.late
+    end
+end
+
+local slot = div(clock, SLICE) + AHEAD
+local reply = {slot, slot * SLICE - clock}
+while argument < #ARGV do
+    local alike, levels = number(), {}
+    for i = 1, number() do
+        levels[i] = {key = keys[number()], cost = number(), ahead = number()}
+    end
+    local admitted, longest, full, refused = 0, 0, 0, 0
+    while admitted < alike and refused == 0 do
+        for i, level in ipairs(levels) do
+            local this = wait(level.key, level.cost)
+            if this > longest then
+                longest, refused = this, i
+            end
+        end
+        if refused == 0 then
+            for _, level in ipairs(levels) do
+                local key = level.key
+                if key.limit then
+                    key.have = key.have + level.cost
+                else
+                    take(key, level.cost)
+                    key.changed = key.changed or level.cost > 0
+                end
+            end
+            admitted = admitted + 1
+        end
+    end
+    if refused > 0 then
+        local key = levels[refused].key
+        full = key.limit and TRY or wait(key, math.min(key.rate, key.burst))
+    end
+    local remaining, granted = nil, {}
+    for i, level in ipairs(levels) do
+        local key = level.key
+        granted[i] = 0
+        if refused == 0 and level.ahead > 0 then
+            granted[i] = math.min(room(key), level.ahead)
+            key.account[CURRENT + AHEAD] = key.account[CURRENT + AHEAD] + granted[i]
+            key.changed = key.changed or granted[i] > 0
+        end
+        remaining = math.min(remaining or room(key), room(key))
+    end
+    for _, value in ipairs({admitted, remaining, longest, full, refused}) do
+        reply[#reply + 1] = value
+    end
+    for _, value in ipairs(granted) do
+        reply[#reply + 1] = value
+    end
+end
+
+for i, name in ipairs(KEYS) do
+    local key = keys[i]
+    if not key.changed then
+        -- A refusal leaves no trace.
+    elseif key.limit then
+        if key.have > 0 then
+            redis.call('HSET', name, node, cmsgpack.pack(key.have, clock + KEEP, key.call))
+            redis.call('PEXPIRE', name, KEEP / 1000)
+        else
+            redis.call('HDEL', name, node)
+        end
+    else
+        local a = key.account
+        local lifetime = math.ceil((a[2] + sum(a, CURRENT + 1) * REQUEST) / key.rate) + (PAST + AHEAD) * SLICE
+        redis.call('SET', name, cmsgpack.pack(a), 'PX', math.ceil(lifetime / 1000))
+    end
+end
+return reply
