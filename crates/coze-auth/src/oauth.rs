@@ -7,6 +7,8 @@ mod endpoint;
 mod pkce;
 mod refresh;
 mod service_account;
+#[cfg(feature = "redis")]
+mod shared;
 mod store;
 
 pub use app::{Granted, OAuthApp};
@@ -15,6 +17,8 @@ pub use endpoint::Endpoint;
 pub use pkce::Pkce;
 pub use refresh::Refresh;
 pub use service_account::ServiceAccount;
+#[cfg(feature = "redis")]
+pub use shared::RedisStore;
 pub use store::{FileStore, MemoryStore, RefreshToken, TokenStore};
 
 /// Random bytes from the operating system, as text for a URL.

@@ -10,8 +10,9 @@ use tokio::sync::Mutex;
 use tower_service::Service;
 
 use super::{
-    Granted, OAuthApp, TokenStore,
+    Granted, OAuthApp, RefreshToken, TokenStore,
     app::{TOKEN, granted_of},
+    store::broken,
 };
 use crate::{Refresher, Token};
 
@@ -20,18 +21,26 @@ const MAX_SENT: u8 = 2;
 
 /// Tokens that are renewed with a refresh token, each of which is good once (coze-platform.md §1.3).
 ///
-/// Refreshes are made one at a time. The token is marked in the store before it is sent, and the next one is saved before its
+/// Refreshes are made one at a time, also by several processes whose store is a `RedisStore`. The token is marked in the store before it is sent, and the next one is saved before its
 /// access token is handed out. Where the answer got lost, nobody knows whether the token was spent: it is not sent again in
 /// the same call; the next call sends it once more, and if that is refused, or lost too, a person has to consent again:
 /// `reauthorization_required`, for good.
-pub struct Refresh<S, T> {
+pub struct Refresh<S, T: TokenStore> {
     app: OAuthApp<S>,
     store: T,
-    /// What was granted and could not be saved yet.
-    unsaved: Mutex<Option<Granted>>,
+    unsaved: Mutex<Option<Unsaved<T>>>,
 }
 
-impl<S, T> Refresh<S, T> {
+/// What was granted and could not be saved yet.
+struct Unsaved<T: TokenStore> {
+    granted: Granted,
+    /// With which token, as it is marked.
+    spent: RefreshToken,
+    /// Nobody else sends that one meanwhile.
+    _lease: T::Lease,
+}
+
+impl<S, T: TokenStore> Refresh<S, T> {
     pub(super) fn new(app: OAuthApp<S>, store: T) -> Self {
         Self { app, store, unsaved: Mutex::new(None) }
     }
@@ -66,9 +75,25 @@ where
             *unsaved = Some(self.ask().await?);
         }
         // Kept until it is saved: it is all there is, as the token it was got with is spent.
-        let granted = unsaved.as_ref().expect("just filled");
-        self.store.save(&granted.refresh_token).await.map_err(passing)?;
-        Ok(unsaved.take().expect("just read").token)
+        let kept = unsaved.as_ref().expect("just filled");
+        self.keep(kept).await.map_err(passing)?;
+        Ok(unsaved.take().expect("just read").granted.token)
+    }
+}
+
+impl<S, T: TokenStore> Refresh<S, T> {
+    /// Puts what was granted in the place of what it was got with.
+    async fn keep(&self, unsaved: &Unsaved<T>) -> Result<(), Error> {
+        let (mut known, next) = (unsaved.spent.clone(), &unsaved.granted.refresh_token);
+        while !self.store.replace(&known, next).await? {
+            match self.store.load().await? {
+                // Another process thought that we would not come back, and marked it once more.
+                Some(stored) if stored.expose() == known.expose() && stored != known => known = stored,
+                // It was saved by a try that seemed to fail, or a person consented anew meanwhile.
+                _ => break,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -80,7 +105,8 @@ where
     B::Error: Into<BoxError>,
     T: TokenStore,
 {
-    async fn ask(&self) -> Result<Granted, Error> {
+    async fn ask(&self) -> Result<Unsaved<T>, Error> {
+        let lease = self.store.lease().await.map_err(passing)?;
         let Some(known) = self.store.load().await.map_err(passing)? else {
             return Err(consent("there is no refresh token"));
         };
@@ -88,14 +114,18 @@ where
             return Err(consent("the refresh token may be spent"));
         }
         // Marked first, so that a crash, or a caller who goes away, leaves no doubt that there is a doubt.
-        self.store.save(&known.with_sent(known.sent() + 1)).await.map_err(passing)?;
+        let spent = known.with_sent(known.sent() + 1);
+        if !self.store.replace(&known, &spent).await.map_err(passing)? {
+            let error = broken("the refresh token was replaced by somebody else while it was looked at");
+            return Err(passing(error));
+        }
         let app = &self.app;
         let body = json!({
             "grant_type": "refresh_token", "client_id": &*app.client_id, "refresh_token": known.expose(),
         });
         let answer = app.endpoint.ask(TOKEN, app.secret.clone(), &body).await;
         let error = match answer.and_then(|granted| granted_of(&granted, app.endpoint.now())) {
-            Ok(granted) => return Ok(granted),
+            Ok(granted) => return Ok(Unsaved { granted, spent, _lease: lease }),
             Err(error) => error,
         };
         let was_in_doubt = known.sent() > 0;
@@ -113,14 +143,14 @@ where
             }
             // It was not looked at, so what is known of it is what was known before.
             _ => {
-                self.store.save(&known).await.map_err(passing)?;
+                self.store.replace(&spent, &known).await.map_err(passing)?;
                 Err(error)
             }
         }
     }
 }
 
-impl<S, T> fmt::Debug for Refresh<S, T> {
+impl<S, T: TokenStore> fmt::Debug for Refresh<S, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Refresh").field("app", &self.app).finish_non_exhaustive()
     }

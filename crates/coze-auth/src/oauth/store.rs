@@ -72,23 +72,41 @@ impl fmt::Debug for RefreshToken {
 
 /// Where one refresh token is kept. What a person granted once lives and dies with it.
 ///
-/// Before a token is sent it is saved with [`RefreshToken::sent`] counted up, and the one that the platform answers is saved
-/// before its access token is used. So after a crash at any moment the store tells whether the token in it may be spent. The
-/// one moment that nothing can help is between the platform's spending it and our saving the next: that answer is lost.
+/// Before a token is sent it is replaced by itself with [`RefreshToken::sent`] counted up, and the one that the platform answers
+/// takes its place before its access token is used. So after a crash at any moment the store tells whether the token in it may be
+/// spent. The one moment that nothing can help is between the platform's spending it and our storing the next: that answer is lost.
 ///
-/// A store serves one process: two that share a file would spend each other's token.
+/// [`MemoryStore`] and [`FileStore`] serve one process: two that share a file would spend each other's token. `RedisStore`, with
+/// the feature `redis`, serves several.
 pub trait TokenStore: Send + Sync + 'static {
+    /// The right to use the token, given back when this is dropped.
+    type Lease: Send + Sync;
+
+    /// Waits until no other process uses the token. Within one process [`Refresh`](crate::Refresh) does that.
+    ///
+    /// # Errors
+    /// The store's own, with the reason `token_store`.
+    fn lease(&self) -> impl Future<Output = Result<Self::Lease, Error>> + Send;
+
     /// The token, or `None` if there is none yet.
     ///
     /// # Errors
     /// The store's own, with the reason `token_store`.
     fn load(&self) -> impl Future<Output = Result<Option<RefreshToken>, Error>> + Send;
 
-    /// Replaces the token. When this returns it survives whatever the store survives.
+    /// Stores a token that a person has just granted, whatever was there. When this returns it survives whatever the store
+    /// survives.
     ///
     /// # Errors
     /// The store's own, with the reason `token_store`. Then the old token or the new one is there, whole.
     fn save(&self, token: &RefreshToken) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Replaces a token by the next, or by itself with another mark, if it is the one stored, with the mark that is known.
+    /// `false` if not: then nothing has changed.
+    ///
+    /// # Errors
+    /// As [`TokenStore::save`].
+    fn replace(&self, known: &RefreshToken, next: &RefreshToken) -> impl Future<Output = Result<bool, Error>> + Send;
 }
 
 /// Keeps the token as long as the process lives. Clones share it.
@@ -104,6 +122,12 @@ impl MemoryStore {
 }
 
 impl TokenStore for MemoryStore {
+    type Lease = ();
+
+    fn lease(&self) -> impl Future<Output = Result<(), Error>> + Send {
+        ready(Ok(()))
+    }
+
     fn load(&self) -> impl Future<Output = Result<Option<RefreshToken>, Error>> + Send {
         ready(Ok(self.0.lock().expect("nobody panics while holding it").clone()))
     }
@@ -111,6 +135,15 @@ impl TokenStore for MemoryStore {
     fn save(&self, token: &RefreshToken) -> impl Future<Output = Result<(), Error>> + Send {
         *self.0.lock().expect("nobody panics while holding it") = Some(token.clone());
         ready(Ok(()))
+    }
+
+    fn replace(&self, known: &RefreshToken, next: &RefreshToken) -> impl Future<Output = Result<bool, Error>> + Send {
+        let mut stored = self.0.lock().expect("nobody panics while holding it");
+        let is_known = stored.as_ref() == Some(known);
+        if is_known {
+            *stored = Some(next.clone());
+        }
+        ready(Ok(is_known))
     }
 }
 
@@ -137,6 +170,12 @@ impl FileStore {
 }
 
 impl TokenStore for FileStore {
+    type Lease = ();
+
+    fn lease(&self) -> impl Future<Output = Result<(), Error>> + Send {
+        ready(Ok(()))
+    }
+
     /// # Errors
     /// `token_store`, [`Kind::Precondition`]: the file cannot be read, others may read it, or it holds something else.
     async fn load(&self) -> Result<Option<RefreshToken>, Error> {
@@ -147,15 +186,27 @@ impl TokenStore for FileStore {
     /// # Errors
     /// `token_store`, [`Kind::Precondition`]: the file cannot be written.
     async fn save(&self, token: &RefreshToken) -> Result<(), Error> {
-        let (place, text) = (self.0.clone(), token.encode());
+        let (place, token) = (self.0.clone(), token.clone());
         let number = place.asked.fetch_add(1, Ordering::Relaxed) + 1;
-        blocking(move || place.save(number, &text)).await
+        blocking(move || place.save(number, None, &token)).await.map(|_| ())
+    }
+
+    /// # Errors
+    /// `token_store`, [`Kind::Precondition`]: the file cannot be read or written.
+    async fn replace(&self, known: &RefreshToken, next: &RefreshToken) -> Result<bool, Error> {
+        let (place, known, next) = (self.0.clone(), known.clone(), next.clone());
+        let number = place.asked.fetch_add(1, Ordering::Relaxed) + 1;
+        blocking(move || place.save(number, Some(&known), &next)).await
     }
 }
 
 impl Place {
     fn load(&self) -> Result<Option<RefreshToken>, Error> {
         let _nobody_writes = self.written.lock().expect("nobody panics while holding it");
+        self.read()
+    }
+
+    fn read(&self) -> Result<Option<RefreshToken>, Error> {
         let file = match File::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file.map_err(unreadable)?,
@@ -172,14 +223,19 @@ impl Place {
         RefreshToken::decode(&text).map(Some)
     }
 
-    fn save(&self, number: u64, text: &str) -> Result<(), Error> {
+    /// Writes, unless something else than `known` is there; whether it did.
+    fn save(&self, number: u64, known: Option<&RefreshToken>, token: &RefreshToken) -> Result<bool, Error> {
         let mut written = self.written.lock().expect("nobody panics while holding it");
         if *written > number {
-            return Ok(());
+            return Ok(known.is_none());
         }
-        self.replace(text).map_err(|e| broken("the file of the refresh token cannot be written").with_source(e))?;
+        if known.is_some() && self.read()?.as_ref() != known {
+            return Ok(false);
+        }
+        let replaced = self.replace(&token.encode());
+        replaced.map_err(|e| broken("the file of the refresh token cannot be written").with_source(e))?;
         *written = number;
-        Ok(())
+        Ok(true)
     }
 
     fn replace(&self, text: &str) -> io::Result<()> {
@@ -218,6 +274,6 @@ fn unreadable(error: io::Error) -> Error {
     broken("the file of the refresh token cannot be read").with_source(error)
 }
 
-fn broken(what: &'static str) -> Error {
+pub(super) fn broken(what: &'static str) -> Error {
     Error::new(Kind::Precondition, "token_store").with_message(what)
 }

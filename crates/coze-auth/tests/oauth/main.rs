@@ -5,4 +5,6 @@ mod platform;
 mod refresh;
 mod scripted;
 mod service_account;
+#[cfg(feature = "redis")]
+mod shared;
 mod store;

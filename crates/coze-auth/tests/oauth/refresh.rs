@@ -103,21 +103,39 @@ struct Journal {
     platform: Scripted,
 }
 
-impl TokenStore for Journal {
-    async fn load(&self) -> Result<Option<RefreshToken>, Error> {
-        self.store.load().await
-    }
-
-    async fn save(&self, token: &RefreshToken) -> Result<(), Error> {
+impl Journal {
+    fn note(&self, token: &RefreshToken) -> Result<(), Error> {
         let number = {
             let mut lines = self.lines.lock().expect("whole");
             lines.push(format!("{} {} after {}", token.expose(), token.sent(), self.platform.count()));
             lines.len()
         };
-        if self.failures.lock().expect("whole").contains(&number) {
-            return Err(Error::new(Kind::Precondition, "token_store"));
+        match self.failures.lock().expect("whole").contains(&number) {
+            true => Err(Error::new(Kind::Precondition, "token_store")),
+            false => Ok(()),
         }
+    }
+}
+
+impl TokenStore for Journal {
+    type Lease = ();
+
+    async fn lease(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn load(&self) -> Result<Option<RefreshToken>, Error> {
+        self.store.load().await
+    }
+
+    async fn save(&self, token: &RefreshToken) -> Result<(), Error> {
+        self.note(token)?;
         self.store.save(token).await
+    }
+
+    async fn replace(&self, known: &RefreshToken, next: &RefreshToken) -> Result<bool, Error> {
+        self.note(next)?;
+        self.store.replace(known, next).await
     }
 }
 
@@ -218,6 +236,17 @@ async fn a_caller_who_goes_away_leaves_the_mark() {
     assert!(tokio::time::timeout(Duration::from_secs(1), source.refresh()).await.is_err());
     assert_eq!(held(&store).await, ("r1".into(), 1));
     assert!(source.refresh().await.is_ok(), "nothing is locked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_person_granted_while_a_refresh_was_under_way_stays() {
+    let platform = Scripted::new([Step::After(Duration::from_secs(1), Box::new(ok(NEXT)))]);
+    let store = stored("r1").await;
+    let source = app(&platform).refreshing(store.clone());
+    let consent = async { store.save(&RefreshToken::new("new")).await };
+    let (refreshed, saved) = tokio::join!(source.refresh(), consent);
+    assert!(refreshed.is_ok() && saved.is_ok());
+    assert_eq!(held(&store).await, ("new".into(), 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 use std::fs;
 
-use coze_auth::{FileStore, RefreshToken, TokenStore};
+use coze_auth::{FileStore, MemoryStore, RefreshToken, TokenStore};
 
 #[tokio::test]
 async fn a_file_keeps_the_token_and_its_mark_and_nobody_else_reads_it() {
@@ -74,6 +74,30 @@ async fn the_latest_of_many_saves_is_what_stays() {
         saved.expect("saved");
     }
     assert_eq!(store.load().await.expect("readable").expect("there is one").expose(), "r19");
+}
+
+#[tokio::test]
+async fn only_the_token_that_is_known_is_replaced() {
+    let folder = tempfile::tempdir().expect("a folder");
+    replaces(MemoryStore::new()).await;
+    replaces(FileStore::new(folder.path().join("token"))).await;
+}
+
+pub(crate) async fn replaces(store: impl TokenStore) {
+    let (one, two, three) = (RefreshToken::new("r1"), RefreshToken::new("r2"), RefreshToken::new("r3"));
+    let marked = RefreshToken::decode(r#"{"refresh_token":"r2","sent":1}"#).expect("a token");
+    assert!(!store.replace(&one, &two).await.expect("asked"), "there is none yet");
+    assert_eq!(store.load().await.expect("readable"), None);
+    store.save(&one).await.expect("saved");
+    assert!(store.replace(&one, &two).await.expect("asked"));
+    for other in [&one, &marked] {
+        assert!(!store.replace(other, &three).await.expect("asked"), "{other:?}");
+        assert_eq!(store.load().await.expect("readable").as_ref(), Some(&two));
+    }
+    assert!(store.replace(&two, &marked).await.expect("asked"));
+    assert!(!store.replace(&two, &three).await.expect("asked"), "it has another mark");
+    assert!(store.replace(&marked, &three).await.expect("asked"));
+    assert_eq!(store.load().await.expect("readable"), Some(three));
 }
 
 #[test]
