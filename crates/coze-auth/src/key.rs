@@ -1,5 +1,6 @@
 use std::{fmt, sync::Arc};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use coze_core::{Error, Kind};
 
 /// How many keys verify at the same time: the current one, its predecessor and its successor, and one to spare.
@@ -20,6 +21,19 @@ impl Key {
             return Err(Error::new(Kind::Invalid, "key_empty").with_message("a key has at least one byte"));
         }
         Ok(Self(secret.into()))
+    }
+
+    /// Reads a secret of Standard Webhooks: base64 of 24 to 64 bytes, with `whsec_` in front or not.
+    ///
+    /// # Errors
+    /// `key_invalid`, [`Kind::Invalid`]: it is something else.
+    pub fn whsec(text: &str) -> Result<Self, Error> {
+        let secret = STANDARD.decode(text.strip_prefix("whsec_").unwrap_or(text)).unwrap_or_default();
+        if !(24..=64).contains(&secret.len()) {
+            return Err(Error::new(Kind::Invalid, "key_invalid")
+                .with_message("a secret of standard webhooks is whsec_ and then 24 to 64 bytes in base64"));
+        }
+        Self::new(secret)
     }
 
     pub(crate) fn bytes(&self) -> &[u8] {
