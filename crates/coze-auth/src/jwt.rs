@@ -1,6 +1,5 @@
 //! Tokens that say who calls, and prove it.
 
-mod access;
 mod cache;
 mod claims;
 mod compact;
@@ -23,10 +22,9 @@ use std::{
 };
 
 use coze_core::{Context, Error, Kind};
-use http::{HeaderMap, Request, header::AUTHORIZATION};
+use http::Request;
 
 use self::{
-    access::Rules,
     cache::{Cache, Entry, Hash, Hashing},
     claims::Claims,
     compact::Compact,
@@ -34,7 +32,6 @@ use self::{
     revoked::Revoked,
 };
 pub use self::{
-    access::{Access, Routes},
     claims::Issuer,
     fetched::{FetchedKeys, KeyFetch},
     key::{Algorithm, JwtKey},
@@ -42,10 +39,11 @@ pub use self::{
     metadata::ResourceMetadata,
 };
 use crate::{
-    Admitted, Decision, Policy,
+    Access, Admitted, Decision, Policy,
+    access::Rules,
     refused::Refused,
     report::Report,
-    verify::{malformed, missing},
+    verify::{bearer, malformed},
 };
 
 /// The longest list of issuers.
@@ -83,7 +81,7 @@ pub struct Jwt {
     cache: Option<Arc<Cache>>,
     revoked: Arc<Revoked>,
     hashing: Hashing,
-    access: Option<Rules>,
+    access: Rules,
     report: Report,
 }
 
@@ -107,7 +105,7 @@ impl Jwt {
             cache: Some(Arc::new(Cache::new(10_000))),
             revoked: Arc::new(Revoked::new(65_536)),
             hashing: Hashing::new(),
-            access: None,
+            access: Rules::default(),
             report: Report::default(),
         })
     }
@@ -149,7 +147,7 @@ impl Jwt {
     /// Asks whether the caller may do what the request is for. Without this whoever is authenticated may do everything.
     #[must_use]
     pub fn access(self, access: impl Access + Send + Sync + 'static) -> Self {
-        Self { access: Some(Rules(Arc::new(access))), ..self }
+        Self { access: Rules::new(access), ..self }
     }
 
     /// Refuses nobody: what would have been refused is counted, noted on the context as reported, and let through,
@@ -205,10 +203,8 @@ impl Jwt {
         if let Some(tenant) = &entry.accepted.tenant {
             context.tenant.get_or_init(|| tenant.clone());
         }
-        if let Some(Rules(access)) = &self.access {
-            let permitted = access.permit(request.method(), request.uri().path(), &entry.accepted.principal);
-            permitted.map_err(|error| self.of(entry.issuer, error))?;
-        }
+        let permitted = self.access.permit(request, &entry.accepted.principal);
+        permitted.map_err(|error| self.of(entry.issuer, error))?;
         context.token_life.get_or_init(|| Duration::from_secs_f64((entry.accepted.end - now).max(0.0)));
         Ok(())
     }
@@ -353,21 +349,6 @@ impl fmt::Debug for Jwt {
 
 fn seconds(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
-/// The token in the only `authorization` header (RFC 6750 §2.1). The name of the scheme has no case (RFC 9110 §11.1).
-fn bearer(headers: &HeaderMap) -> Result<&[u8], Error> {
-    let mut values = headers.get_all(AUTHORIZATION).iter();
-    let Some(value) = values.next() else {
-        return Err(missing("the header authorization is missing".to_owned()));
-    };
-    if values.next().is_some() {
-        return Err(malformed("the header authorization is given more than once".to_owned()));
-    }
-    match value.as_bytes().split_at_checked(7) {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => Ok(token),
-        _ => Err(missing("the header authorization has no bearer token".to_owned())),
-    }
 }
 
 /// `JWT` (RFC 7519 §5.1) or `at+jwt` (RFC 9068 §2.1), with or without `application/`.

@@ -8,7 +8,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use coze_core::{BoxError, Context, Error, Kind, Principal};
 use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderMap, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use http_body::Body;
 use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq};
@@ -22,9 +22,9 @@ use crate::{
     verify::{self, Check, Limits, Verify},
 };
 
-const ID: &str = "webhook-id";
-const TIMESTAMP: &str = "webhook-timestamp";
-const SIGNATURE: &str = "webhook-signature";
+static ID: HeaderName = HeaderName::from_static("webhook-id");
+static TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+static SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
 /// The longest id in bytes.
 const MAX_ID: usize = 256;
@@ -133,7 +133,7 @@ impl<R> StandardWebhooks<R> {
 
 impl<R: Clone> StandardWebhooks<R> {
     fn check(&self, headers: &HeaderMap) -> Result<Stamped<R>, Error> {
-        let id = verify::required(headers, ID)?;
+        let id = verify::required(headers, &ID)?;
         // What is signed does not say where the id ends, so it must not have a full stop (specification, "Signature scheme").
         let is_id = |id: &&str| (1..=MAX_ID).contains(&id.len()) && !id.contains('.');
         let Some(text) = id.to_str().ok().filter(is_id) else {
@@ -141,12 +141,12 @@ impl<R: Clone> StandardWebhooks<R> {
                 "the header {ID} is not 1 to {MAX_ID} ascii characters without a dot"
             )));
         };
-        let timestamp = verify::required(headers, TIMESTAMP)?;
+        let timestamp = verify::required(headers, &TIMESTAMP)?;
         let digits = timestamp.to_str().ok().filter(|d| d.len() <= 12 && d.bytes().all(|b| b.is_ascii_digit()));
         let Some((digits, sent)) = digits.and_then(|digits| Some((digits, digits.parse().ok()?))) else {
             return Err(verify::malformed(format!("the header {TIMESTAMP} is not a time in seconds")));
         };
-        let signatures = verify::required(headers, SIGNATURE)?;
+        let signatures = verify::required(headers, &SIGNATURE)?;
         if signatures.as_bytes().split(|b| *b == b' ').count() > MAX_SIGNATURES {
             return Err(verify::malformed(format!("the header {SIGNATURE} has more than {MAX_SIGNATURES} signatures")));
         }
@@ -183,8 +183,8 @@ where
     type Future = Verify<B, Stamped<R>>;
 
     fn authorize(&self, request: Request<B>) -> Decision<Admitted<VerifiedBody>, Self::Future> {
-        Verify::decide(request, self.limits, &self.report, |parts| {
-            self.check(&parts.headers).map_err(|error| self.once.refused(error))
+        Verify::decide(request, self.limits, &self.report, |request| {
+            self.check(request.headers()).map_err(|error| self.once.refused(error))
         })
     }
 }

@@ -9,7 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use coze_core::{BoxError, Context, Error, Kind};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, header::CONTENT_LENGTH};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request,
+    header::{AUTHORIZATION, CONTENT_LENGTH},
+};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
@@ -225,6 +228,14 @@ pub(crate) fn optional<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<
 /// The only value of a header.
 pub(crate) fn required<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a HeaderValue, Error> {
     optional(headers, name)?.ok_or_else(|| missing(format!("the header {name} is missing")))
+}
+
+/// The token in the only `authorization` header (RFC 6750 §2.1). The name of the scheme has no case (RFC 9110 §11.1).
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<&[u8], Error> {
+    match required(headers, &AUTHORIZATION)?.as_bytes().split_at_checked(7) {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => Ok(token),
+        _ => Err(missing("the header authorization has no bearer token".to_owned())),
+    }
 }
 
 /// The only value of a header, as `N` bytes in hex digits of either case.

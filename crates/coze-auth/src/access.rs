@@ -1,7 +1,7 @@
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use coze_core::{Error, Kind, Principal};
-use http::Method;
+use http::{Method, Request};
 
 /// Decides whether somebody who is authenticated may do what the request asks for.
 ///
@@ -145,9 +145,22 @@ fn fits(pattern: &str, path: &str) -> bool {
     }
 }
 
-/// The access of a policy, whatever it is.
-#[derive(Clone)]
-pub(super) struct Rules(pub(super) std::sync::Arc<dyn Access + Send + Sync>);
+/// What a policy asks whoever is authenticated for: nothing, unless told.
+#[derive(Clone, Default)]
+pub(crate) struct Rules(Option<Arc<dyn Access + Send + Sync>>);
+
+impl Rules {
+    pub(crate) fn new(access: impl Access + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(access)))
+    }
+
+    pub(crate) fn permit<B>(&self, request: &Request<B>, principal: &Principal) -> Result<(), Error> {
+        match &self.0 {
+            Some(access) => access.permit(request.method(), request.uri().path(), principal),
+            None => Ok(()),
+        }
+    }
+}
 
 impl fmt::Debug for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
