@@ -64,10 +64,9 @@ impl ApiKey {
     /// # Errors
     /// `key_invalid`, [`Kind::Invalid`]: it is something else.
     pub fn hashed(name: &str, sha256: &str) -> Result<Self, Error> {
-        let mut digest = [0; 32];
-        match hex::decode_to_slice(sha256, &mut digest) {
-            Ok(()) => Ok(Self::with(name, Digest(digest))),
-            Err(_) => Err(invalid("the sha-256 of a key is 64 hex digits".to_owned())),
+        match verify::bytes_of_hex(sha256.as_bytes()) {
+            Some(digest) => Ok(Self::with(name, Digest(digest))),
+            None => Err(invalid("the sha-256 of a key is 64 hex digits".to_owned())),
         }
     }
 
@@ -334,17 +333,12 @@ fn decoded(text: &str) -> Vec<u8> {
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {
         let digits = tail.split_at_checked(2).filter(|_| *first == b'%');
-        let mut byte = [0];
-        match digits.filter(|(digits, _)| hex::decode_to_slice(digits, &mut byte).is_ok()) {
-            Some((_, tail)) => {
-                out.push(byte[0]);
-                rest = tail;
-            }
-            None => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
+        let (byte, after) = match digits.map(|(digits, after)| (verify::bytes_of_hex(digits), after)) {
+            Some((Some([byte]), after)) => (byte, after),
+            _ => (*first, tail),
+        };
+        out.push(byte);
+        rest = after;
     }
     out
 }

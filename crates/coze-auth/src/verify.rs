@@ -245,7 +245,7 @@ pub(crate) fn signature<const N: usize>(headers: &HeaderMap, name: &HeaderName) 
 }
 
 /// Without a branch or a table, so that many digits are read at a time.
-fn bytes_of_hex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
+pub(crate) fn bytes_of_hex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
     let (pairs, rest) = digits.as_chunks();
     let pairs: &[[u8; 2]; N] = pairs.try_into().ok()?;
     let (mut bytes, mut all) = ([0; N], 0);

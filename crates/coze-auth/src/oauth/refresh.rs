@@ -21,10 +21,10 @@ const MAX_SENT: u8 = 2;
 
 /// Tokens that are renewed with a refresh token, each of which is good once (coze-platform.md §1.3).
 ///
-/// Refreshes are made one at a time, also by several processes whose store is a `RedisStore`. The token is marked in the store before it is sent, and the next one is saved before its
-/// access token is handed out. Where the answer got lost, nobody knows whether the token was spent: it is not sent again in
-/// the same call; the next call sends it once more, and if that is refused, or lost too, a person has to consent again:
-/// `reauthorization_required`, for good.
+/// Refreshes are made one at a time, also by several processes whose store is a `RedisStore`. The token is marked in the store
+/// before it is sent, and the next one is saved before its access token is handed out. Where the answer got lost, nobody knows
+/// whether the token was spent: it is not sent again in the same call; the next call sends it once more, and if that is refused,
+/// or lost too, a person has to consent again: `reauthorization_required`, for good.
 pub struct Refresh<S, T: TokenStore> {
     app: OAuthApp<S>,
     store: T,
@@ -34,19 +34,15 @@ pub struct Refresh<S, T: TokenStore> {
 /// What was granted and could not be saved yet.
 struct Unsaved<T: TokenStore> {
     granted: Granted,
-    /// With which token, as it is marked.
-    spent: RefreshToken,
-    /// Nobody else sends that one meanwhile.
-    _lease: T::Lease,
+    /// With which token, as it is marked, and the right to use that one; `None` where a person granted it.
+    spent: Option<(RefreshToken, T::Lease)>,
 }
 
 impl<S, T: TokenStore> Refresh<S, T> {
     pub(super) fn new(app: OAuthApp<S>, store: T) -> Self {
         Self { app, store, unsaved: Mutex::new(None) }
     }
-}
 
-impl<S, T: TokenStore> Refresh<S, T> {
     /// Takes over what a person granted, for the first time or anew, in place of what there was.
     ///
     /// It waits for a refresh under way, which would else save the successor of the former token over it.
@@ -55,9 +51,27 @@ impl<S, T: TokenStore> Refresh<S, T> {
     /// `token_store`: it could not be saved, and is kept in memory until the next refresh, which saves it first.
     pub async fn take(&self, granted: Granted) -> Result<(), Error> {
         let mut unsaved = self.unsaved.lock().await;
-        let granted = unsaved.insert(granted);
-        self.store.save(&granted.refresh_token).await.map_err(passing)?;
+        let kept = unsaved.insert(Unsaved { granted, spent: None });
+        self.keep(kept).await.map_err(passing)?;
         *unsaved = None;
+        Ok(())
+    }
+
+    /// Puts what was granted in the place of what it was got with.
+    async fn keep(&self, unsaved: &Unsaved<T>) -> Result<(), Error> {
+        let next = &unsaved.granted.refresh_token;
+        let Some((spent, _)) = &unsaved.spent else {
+            return self.store.save(next).await;
+        };
+        let mut known = spent.clone();
+        while !self.store.replace(&known, next).await? {
+            match self.store.load().await? {
+                // Another process thought that we would not come back, and marked it once more.
+                Some(stored) if stored.expose() == known.expose() && stored != known => known = stored,
+                // It was saved by a try that seemed to fail, or a person consented anew meanwhile.
+                _ => break,
+            }
+        }
         Ok(())
     }
 }
@@ -78,22 +92,6 @@ where
         let kept = unsaved.as_ref().expect("just filled");
         self.keep(kept).await.map_err(passing)?;
         Ok(unsaved.take().expect("just read").granted.token)
-    }
-}
-
-impl<S, T: TokenStore> Refresh<S, T> {
-    /// Puts what was granted in the place of what it was got with.
-    async fn keep(&self, unsaved: &Unsaved<T>) -> Result<(), Error> {
-        let (mut known, next) = (unsaved.spent.clone(), &unsaved.granted.refresh_token);
-        while !self.store.replace(&known, next).await? {
-            match self.store.load().await? {
-                // Another process thought that we would not come back, and marked it once more.
-                Some(stored) if stored.expose() == known.expose() && stored != known => known = stored,
-                // It was saved by a try that seemed to fail, or a person consented anew meanwhile.
-                _ => break,
-            }
-        }
-        Ok(())
     }
 }
 
@@ -125,7 +123,7 @@ where
         });
         let answer = app.endpoint.ask(TOKEN, app.secret.clone(), &body).await;
         let error = match answer.and_then(|granted| granted_of(&granted, app.endpoint.now())) {
-            Ok(granted) => return Ok(Unsaved { granted, spent, _lease: lease }),
+            Ok(granted) => return Ok(Unsaved { granted, spent: Some((spent, lease)) }),
             Err(error) => error,
         };
         let was_in_doubt = known.sent() > 0;
