@@ -1,5 +1,6 @@
 //! What the service is told: a TOML file, and what the command line and the environment override.
 
+mod api;
 mod load;
 mod oauth;
 mod place;
@@ -17,6 +18,7 @@ use std::{
 use coze_core::{BotId, TenantId};
 use serde::Deserialize;
 
+pub use api::{Api, Issuer};
 pub use load::ConfigError;
 pub use oauth::OAuth;
 pub use place::Places;
@@ -41,6 +43,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where the answers come from.
     pub platform: Platform,
+    /// What programs may read with JSON web tokens.
+    pub api: Api,
     /// Where conversations and sessions are kept.
     pub storage: Storage,
     /// How secrets that change are followed.
@@ -207,6 +211,7 @@ impl Default for Config {
             http: Http::default(),
             limits: Limits::default(),
             platform: Platform::default(),
+            api: Api::default(),
             storage: Storage::default(),
             secrets: Secrets::default(),
             vault: None,

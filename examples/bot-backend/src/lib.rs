@@ -8,6 +8,7 @@ pub mod message;
 pub mod store;
 
 mod answering;
+mod api;
 mod app;
 mod backend;
 mod callback;

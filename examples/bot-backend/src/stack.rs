@@ -17,6 +17,7 @@ use tower::{ServiceBuilder, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
+    api,
     app::App,
     callback::{Callbacks, callback},
     config::{self, Config},
@@ -32,7 +33,15 @@ use crate::{
 /// # Errors
 /// When the configuration holds what a layer refuses, such as too many keys.
 pub(crate) fn routes(config: &Config, app: &Arc<App>, secrets: &mut Secrets) -> Result<Router, Error> {
-    let routes = ["/webhook", "/webhook/{bot_id}", "/callback", "/callback/{bot_id}", oauth::START, oauth::CALLBACK];
+    let routes = [
+        "/webhook",
+        "/webhook/{bot_id}",
+        "/callback",
+        "/callback/{bot_id}",
+        oauth::START,
+        oauth::CALLBACK,
+        api::MESSAGES,
+    ];
     let observe = ObserveLayer::new(Inbound::new(routes)?);
     let respond = ErrMapLayer::new(Responder::new().challenge(HeaderValue::from_static("Signature")));
     let tenant = TenantLayer::new(tenants(config));
@@ -80,8 +89,16 @@ pub(crate) fn routes(config: &Config, app: &Arc<App>, secrets: &mut Secrets) -> 
             .layer(respond.clone())
             .layer(CatchPanicLayer::custom(panicked))
             .service(service_fn(move |request| oauth::answer(consent.clone(), request)));
-        let pages = routing::get_service(pages).fallback_service(not_get);
+        let pages = routing::get_service(pages).fallback_service(not_get.clone());
         router = router.route(oauth::START, pages.clone()).route(oauth::CALLBACK, pages);
+    }
+    if let Some(messages) = api::messages(config, app, &observe)? {
+        router = router.route(api::MESSAGES, messages.fallback_service(not_get));
+    }
+    if let Some(metadata) = api::metadata(config)? {
+        let json = metadata.json();
+        let document = move || std::future::ready(([(header::CONTENT_TYPE, "application/json")], json.clone()));
+        router = router.route(&metadata.path(), routing::get(document));
     }
     Ok(router
         .route("/webhook", messages.clone())
@@ -142,7 +159,8 @@ fn callbacks(config: &Config, secrets: &mut Secrets) -> Result<Callbacks, Error>
     Ok(callbacks)
 }
 
-fn tenants(config: &Config) -> Registry {
+/// Whose bots there are.
+pub(crate) fn tenants(config: &Config) -> Registry {
     let no_others: [TenantId; 0] = [];
     config.bots.iter().fold(Registry::new(no_others), |registry, bot| registry.bot(bot.id.clone(), bot.tenant.clone()))
 }
@@ -181,7 +199,7 @@ fn limits(
 }
 
 /// A bare 500, of which errmap makes what the caller understands. What the panic says is for the log.
-fn panicked(panic: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
+pub(crate) fn panicked(panic: Box<dyn Any + Send>) -> Response<Full<Bytes>> {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     tracing::error!(panic = text.unwrap_or("of another type"), "a request's handling panicked");
     let mut response = Response::new(Full::default());

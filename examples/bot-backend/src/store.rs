@@ -1,5 +1,6 @@
 //! Conversations in SQLite or PostgreSQL, by one code path: SQL that both accept, over sqlx's `Any` driver.
 
+mod history;
 mod open;
 
 use std::{
@@ -17,6 +18,8 @@ use sqlx::{
 use tokio::time::timeout;
 
 use crate::message::{Answer, Message, Usage};
+
+pub use history::{Entry, Place};
 
 /// Time for one statement, waiting for a connection included.
 const TIMEOUT: Duration = Duration::from_secs(2);

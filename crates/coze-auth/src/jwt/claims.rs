@@ -1,6 +1,6 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use coze_core::{Error, Principal, TenantId};
+use coze_core::{Error, Kind, Principal, TenantId};
 use serde::de::{Error as _, IgnoredAny, MapAccess};
 
 use super::{
@@ -20,13 +20,16 @@ pub struct Issuer {
     audiences: Vec<Box<str>>,
     leeway: Duration,
     roles: Vec<(Box<str>, Vec<Box<str>>)>,
+    /// `None` is any.
+    tenants: Option<Vec<TenantId>>,
 }
 
 impl Issuer {
     /// An issuer whose tokens have exactly this `iss` and are signed by one of these keys.
     #[must_use]
     pub fn new(name: &str, keys: JwtKeys) -> Self {
-        Self { name: name.into(), keys, audiences: Vec::new(), leeway: Duration::from_secs(60), roles: Vec::new() }
+        let leeway = Duration::from_secs(60);
+        Self { name: name.into(), keys, audiences: Vec::new(), leeway, roles: Vec::new(), tenants: None }
     }
 
     /// An audience we are: a token must name one of them in `aud`. An issuer without audiences is believed only in tokens
@@ -49,6 +52,13 @@ impl Issuer {
     pub fn role<'s>(mut self, role: &str, scopes: impl IntoIterator<Item = &'s str>) -> Self {
         self.roles.push((role.into(), scopes.into_iter().map(Into::into).collect()));
         self
+    }
+
+    /// The tenants that its tokens may name in the claim of [`Jwt::tenant`](crate::Jwt::tenant); any unless set. Where tenants
+    /// have issuers of their own, this keeps each from speaking for another.
+    #[must_use]
+    pub fn tenants(self, tenants: impl IntoIterator<Item = TenantId>) -> Self {
+        Self { tenants: Some(tenants.into_iter().collect()), ..self }
     }
 
     pub(super) fn name(&self) -> &Arc<str> {
@@ -83,6 +93,11 @@ impl Issuer {
         };
         let tenant = claims.tenant.as_deref().map(TenantId::new).transpose();
         let tenant = tenant.map_err(|_| malformed("the tenant in the token is not a tenant id".to_owned()))?;
+        let is_its_own = |tenant: &TenantId| self.tenants.as_ref().is_none_or(|own| own.contains(tenant));
+        if !tenant.as_ref().is_none_or(is_its_own) {
+            return Err(Error::new(Kind::PermissionDenied, "policy_denied")
+                .with_message("the issuer's tokens may not name this tenant"));
+        }
         let of_roles = self.roles.iter().filter(|(role, _)| claims.has_role(role)).flat_map(|(_, scopes)| scopes);
         let scopes = claims.scopes().chain(of_roles.map(Box::as_ref));
         let principal = Principal::new("jwt", subject).with_scopes(scopes);

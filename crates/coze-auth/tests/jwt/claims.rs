@@ -1,7 +1,7 @@
 //! Who the caller is, and for how long a token is believed.
 
 use coze_auth::{Algorithm, Issuer, Jwt};
-use coze_core::{Kind, Retry};
+use coze_core::{Kind, Retry, TenantId};
 use http::{Request, header::AUTHORIZATION};
 
 use crate::token::{ISSUER, NOW, ask, at, bearing, issuer, jwt, keys, raw, token, valid, verdict};
@@ -139,6 +139,23 @@ async fn the_tenant_is_read_from_the_claim_that_was_named_and_no_other() {
     assert!(ask(&policy, bearing(valid())).await.1.tenant.get().is_none());
     let (_, context) = ask(&jwt(issuer()), bearing(with(r#""org":"acme""#))).await;
     assert!(context.tenant.get().is_none(), "no claim was named");
+}
+
+#[tokio::test]
+async fn an_issuer_names_no_tenants_but_its_own() {
+    let own = ["acme", "hooli"].map(|tenant| TenantId::new(tenant).expect("valid"));
+    let with = |claim: &str| token(&format!(r#""exp":{},{claim}"#, NOW + 1));
+    let policy = jwt(issuer().tenants(own)).tenant("org");
+    for (claim, expected) in [
+        (r#""org":"acme""#, "ok"),
+        (r#""org":"hooli""#, "ok"),
+        (r#""org":"evil""#, "policy_denied"),
+        (r#""org":"Acme""#, "policy_denied"),
+        (r#""a":1"#, "ok"),
+    ] {
+        assert_eq!(verdict(&policy, with(claim)).await, expected, "{claim}");
+    }
+    assert_eq!(verdict(&jwt(issuer().tenants([])).tenant("org"), with(r#""org":"acme""#)).await, "policy_denied");
 }
 
 #[tokio::test]

@@ -130,6 +130,9 @@ impl Config {
         if platform.token.as_ref().is_some_and(|token| !token.is_open() && Static::new(token.expose()).is_err()) {
             return wrong("platform.token", "expected visible ASCII without spaces");
         }
+        if let Err((key, message)) = self.api.check() {
+            return wrong(&format!("api.{key}"), message);
+        }
         if self.http.idle_timeout <= self.http.request_timeout {
             let message =
                 "must be more than request_timeout_seconds, or it would end requests that wait for their answer";

@@ -59,6 +59,7 @@ fn the_commented_keys_of_the_example_are_good_too() {
     let oauth = whole("platform.service_account").platform.oauth.expect("there");
     assert_eq!(oauth.public_url.host(), "bot.example.com");
     let config = whole("platform.oauth");
+    assert!(config.api.resource.is_some() && config.api.issuers[0].tenants.len() == 1);
     assert!(config.platform.service_account.is_some() && config.bots[0].concurrency.is_some());
     assert_eq!((config.bots[0].webhook_keys.len(), config.bots[0].verify_tokens.len()), (2, 1));
 }
@@ -182,6 +183,23 @@ fn a_message_names_file_line_key_and_what_was_expected() {
         (
             &format!("platform.token = \"t\"\n[platform.oauth]\n{OAUTH}"),
             "bot.toml:1: platform.token: there is platform.oauth too: keep one of them",
+        ),
+        (
+            "[[api.issuers]]\nname = \"i\"\naudience = \"a\"\njwks_url = \"u\"\njwks_file = \"f\"",
+            "bot.toml:4: api.issuers[0].jwks_url: there is a jwks_file too: keep one of them",
+        ),
+        ("[[api.issuers]]\nname = \"i\"", "bot.toml:1: api.issuers[0]: missing field `audience`"),
+        (
+            "[[api.issuers]]\nname = \"i\"\naudience = \"\"",
+            "bot.toml:3: api.issuers[0].audience: expected a text that is not empty",
+        ),
+        (
+            "[[api.issuers]]\nname = \"i\"\naudience = \"a\"\n[[api.issuers]]\nname = \"i\"\naudience = \"a\"",
+            "bot.toml:5: api.issuers[1].name: the issuer is there twice",
+        ),
+        (
+            "[[api.issuers]]\nname = \"i\"\naudience = \"a\"\ntenants = [\"\"]",
+            "bot.toml:4: api.issuers[0].tenants: tenant id must be",
         ),
         ("storage.conversations = \"mysql://x\"", "bot.toml:1: storage.conversations: expected sqlite://path"),
         ("storage.sessions = \"x\"", "bot.toml:1: storage.sessions: expected memory or redis://"),

@@ -1,6 +1,7 @@
 //! The bot over TCP, against the simulated platform.
 
 mod answers;
+mod api;
 mod callbacks;
 mod config;
 mod credentials;
