@@ -122,6 +122,24 @@ fn a_message_on_its_way_in_allocates_so_often_in_each_layer() {
 }
 
 #[test]
+fn a_request_that_may_be_sent_again_allocates_a_copy_of_its_head_and_one_that_is_never_sent_again_nothing() {
+    let read = || inside(Request::get("https://api.coze.cn/v1/bots").body(Full::default()).expect("valid"), |_| {});
+    let copying = service_fn(|request: Request<Full<Bytes>>| {
+        let (head, body) = request.into_parts();
+        let copy = head.clone();
+        let answer = bare().call(Request::from_parts(head, body));
+        drop(copy);
+        answer
+    });
+    let copy = cost(copying, read);
+    assert!(copy > 0);
+    assert_eq!(cost(RetryLayer::new(Standard::new()).layer(bare()), read), copy);
+    let ask = || inside(question(), |_| {});
+    let never = RetryLayer::new(Standard::new().tries(0));
+    assert_eq!((cost(never.layer(bare()), read), cost(never.layer(bare()), ask)), (0, 0));
+}
+
+#[test]
 fn a_question_on_its_way_out_allocates_so_often_in_each_layer() {
     let observe = ObserveLayer::new(Outbound::new(["/v3/chat"]).expect("valid"));
     let tenant = TenantLayer::new(Propagate::new());

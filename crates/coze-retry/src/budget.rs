@@ -1,12 +1,18 @@
 use std::{
-    hash::{BuildHasher, Hash, RandomState},
-    sync::Arc,
+    hash::{BuildHasher, Hash},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use crate::word::{MOST, Word};
+use crate::{
+    hash::Secret,
+    word::{MOST, Step, Word},
+};
 
 /// One retry, in the unit of a [`Word`].
 const RETRY: u64 = 1000;
@@ -35,11 +41,15 @@ pub struct Budget(Arc<Accounts>);
 #[derive(Debug)]
 struct Accounts {
     percent: u64,
-    most: u64,
+    full: u64,
+    /// How many accounts hold less than that. While there is none a request costs one look here.
+    ///
+    /// It may be late by a moment: then a deposit counts as made before the withdrawal, when there was no room for it.
+    short: AtomicUsize,
     /// Thousandths for each millisecond, which are retries for each second.
     rate: u64,
     accounts: Box<[Word]>,
-    hasher: RandomState,
+    hasher: Secret,
     start: Instant,
 }
 
@@ -49,7 +59,7 @@ struct Accounts {
 pub struct Permit(Option<(Budget, usize, u64)>);
 
 impl Budget {
-    /// Retries for `percent` of the requests, and at most `reserve` of them saved up (and never more than 16 777). It begins
+    /// Retries for `percent` of the requests, and at most `reserve` of them saved up (and never more than 16 776). It begins
     /// with the reserve full, and without a reserve there is no retry.
     #[must_use]
     pub fn new(percent: u32, reserve: u32) -> Self {
@@ -60,8 +70,8 @@ impl Budget {
     /// seldom. Default 0. It begins anew, with the reserve full.
     #[must_use]
     pub fn per_second(self, retries: u32) -> Self {
-        let Accounts { percent, most, accounts, .. } = &*self.0;
-        Self::with(*percent, most + 1 - RETRY, retries.into(), accounts.len())
+        let Accounts { percent, full, accounts, .. } = &*self.0;
+        Self::with(*percent, *full, retries.into(), accounts.len())
     }
 
     /// The same for each of so many accounts, 1 to 65 536; default 1. Each key has one of them, so keys that are not alike may
@@ -69,35 +79,39 @@ impl Budget {
     /// reserves full.
     #[must_use]
     pub fn accounts(self, count: usize) -> Self {
-        let Accounts { percent, most, rate, .. } = &*self.0;
-        Self::with(*percent, most + 1 - RETRY, *rate, count)
+        let Accounts { percent, full, rate, .. } = &*self.0;
+        Self::with(*percent, *full, *rate, count)
     }
 
     fn with(percent: u64, full: u64, rate: u64, accounts: usize) -> Self {
         Self(Arc::new(Accounts {
             percent,
-            // The fraction above the last whole retry is never cut off: a small reserve is as exact as a large one.
-            most: full + RETRY - 1,
+            full,
+            short: AtomicUsize::new(0),
             rate,
             accounts: (0..accounts.clamp(1, 1 << 16)).map(|_| Word::new(full)).collect(),
-            hasher: RandomState::new(),
+            hasher: Secret::default(),
             start: Instant::now(),
         }))
     }
 
-    /// Counts a request that is sent for the first time, to the account of `key`.
+    /// Counts a request that is sent for the first time, to the account of `key`. One that holds its reserve takes nothing.
+    #[inline]
     pub fn deposit(&self, key: impl Hash) {
-        self.0.accounts[self.account(key)].add(self.0.percent * PERCENT, self.0.most);
+        if self.0.short.load(Relaxed) > 0 {
+            self.0.add(self.account(key), self.0.percent * PERCENT);
+        }
     }
 
     /// Takes one retry out of the account of `key`, if there is one. `cost` is what it costs in per cent of a retry: with 200
     /// it counts as two.
     #[must_use]
     pub fn withdraw(&self, key: impl Hash, cost: u32, now: Instant) -> Option<Permit> {
-        let Accounts { most, rate, accounts, start, .. } = &*self.0;
         let (account, cost) = (self.account(key), u64::from(cost) * PERCENT);
-        let now = millis(now.saturating_duration_since(*start));
-        accounts[account].take(cost, *most, *rate, now).then(|| Permit(Some((self.clone(), account, cost))))
+        let now = millis(now.saturating_duration_since(self.0.start));
+        let step = self.0.accounts[account].take(cost, self.0.most(), self.0.rate, now)?;
+        self.0.count(step);
+        Some(Permit(Some((self.clone(), account, cost))))
     }
 
     fn account(&self, key: impl Hash) -> usize {
@@ -106,6 +120,28 @@ impl Budget {
             1 => 0,
             // The remainder is less than the length, which is a usize.
             len => usize::try_from(hasher.hash_one(key) % len as u64).unwrap_or(0),
+        }
+    }
+}
+
+impl Accounts {
+    /// The fraction above the last whole retry is never cut off: a small reserve is as exact as a large one.
+    fn most(&self) -> u64 {
+        self.full + RETRY - 1
+    }
+
+    fn add(&self, account: usize, amount: u64) {
+        if let Some(step) = self.accounts[account].add(amount, self.full, self.most()) {
+            self.count(step);
+        }
+    }
+
+    fn count(&self, step: Step) {
+        match (step.before < self.full, step.after < self.full) {
+            (false, true) => _ = self.short.fetch_add(1, Relaxed),
+            // Before another thread has added its one this is below zero, which wraps around and is not none.
+            (true, false) => _ = self.short.fetch_sub(1, Relaxed),
+            _ => {}
         }
     }
 }
@@ -127,7 +163,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some((budget, account, cost)) = self.0.take() {
-            budget.0.accounts[account].add(cost, budget.0.most);
+            budget.0.add(account, cost);
         }
     }
 }
@@ -173,7 +209,7 @@ mod tests {
         assert!(!spend(&Budget::new(u32::MAX, 0)));
         let largest = Budget::new(u32::MAX, u32::MAX).per_second(u32::MAX);
         largest.deposit(0);
-        assert_eq!((0..20_000).filter(|_| spend(&largest)).count(), 16_777);
+        assert_eq!((0..20_000).filter(|_| spend(&largest)).count(), 16_776);
     }
 
     #[test]
@@ -223,23 +259,25 @@ mod tests {
         ) {
             let budget = Budget::new(percent, reserve).per_second(rate);
             let (mut model, mut kept, mut now) = (u64::from(reserve) * 1000, Vec::new(), 0);
-            let most = model + 999;
+            let mut paid = 0;
+            let (full, most) = (model, model + 999);
             for (step, cost, pause) in steps {
                 now += pause;
-                model = (model + pause * u64::from(rate)).min(most);
                 let thousandths = u64::from(cost) * 10;
                 match step {
-                    0 => { budget.deposit(0); model = (model + u64::from(percent) * 10).min(most); }
+                    0 => { budget.deposit(0); if model < full { model = (model + u64::from(percent) * 10).min(most); } }
                     1 | 2 => {
                         let permit = budget.withdraw(0, cost, budget.0.start + Duration::from_millis(now));
-                        prop_assert_eq!(permit.is_some(), model >= thousandths);
+                        // What time brings is there when somebody asks for it.
+                        let there = (model + (now - paid) * u64::from(rate)).min(most);
+                        prop_assert_eq!(permit.is_some(), there >= thousandths);
                         let Some(permit) = permit else { continue };
-                        model -= thousandths;
+                        (model, paid) = (there - thousandths, now);
                         if step == 1 { permit.spend(); } else { kept.push((permit, thousandths)); }
                     }
                     _ => if let Some((permit, thousandths)) = kept.pop() {
                         drop(permit);
-                        model = (model + thousandths).min(most);
+                        if model < full { model = (model + thousandths).min(most); }
                     }
                 }
             }

@@ -1,6 +1,6 @@
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, Hash, RandomState},
+    hash::{BuildHasher, Hash},
     num::NonZeroU64,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -11,6 +11,8 @@ use std::{
 
 use coze_core::{Error, Kind, Retry};
 use tokio::time::Instant;
+
+use crate::hash::Secret;
 
 /// A circuit breaker for each destination: while one hangs, requests to it are refused at once. Clones share it.
 ///
@@ -38,7 +40,7 @@ struct Troubled {
     states: Mutex<HashMap<u64, State>>,
     /// Tells one half-open phase from all others, so that a late probe is not taken for one of a later phase.
     turns: AtomicU64,
-    hasher: RandomState,
+    hasher: Secret,
 }
 
 /// More destinations are not kept.
@@ -117,6 +119,7 @@ impl Breaker {
 
     /// What an attempt for this destination has to ask.
     #[must_use]
+    #[inline]
     pub fn circuit(&self, destination: impl Hash) -> Circuit {
         let destination = self.0.troubled.hasher.hash_one(destination);
         Circuit { breaker: self.clone(), destination, probe: None }
@@ -139,12 +142,15 @@ impl Circuit {
     ///
     /// # Errors
     /// `circuit_open`, with the time until the next probe, unless one is running.
+    #[inline]
     pub(crate) fn enter(&mut self, now: Instant) -> Result<(), Error> {
         self.leave();
+        if self.breaker.0.troubled.is_empty() { Ok(()) } else { self.enter_troubled(now) }
+    }
+
+    #[cold]
+    fn enter_troubled(&mut self, now: Instant) -> Result<(), Error> {
         let Inner { pause, probes, troubled, .. } = &*self.breaker.0;
-        if troubled.is_empty() {
-            return Ok(());
-        }
         let mut states = troubled.lock();
         let Some(state) = states.get_mut(&self.destination) else { return Ok(()) };
         if matches!(state.phase, Phase::Open) {
@@ -173,17 +179,23 @@ impl Circuit {
     }
 
     /// Ends an attempt. The clock is only asked where there is trouble.
+    #[inline]
     pub(crate) fn settle(&mut self, mark: Mark, now: impl FnOnce() -> Instant) -> Option<Turn> {
-        if mark == Mark::Unclear {
-            self.leave();
-            return None;
+        match mark {
+            Mark::Good if self.breaker.0.troubled.is_empty() => None,
+            Mark::Good | Mark::Bad => self.settle_troubled(mark, now()),
+            Mark::Unclear => {
+                self.leave();
+                None
+            }
         }
+    }
+
+    #[cold]
+    fn settle_troubled(&mut self, mark: Mark, now: Instant) -> Option<Turn> {
         let probe = self.probe.take();
         let Inner { marks: most, probes, troubled, .. } = &*self.breaker.0;
-        if mark == Mark::Good && troubled.is_empty() {
-            return None;
-        }
-        let (mut states, now) = (troubled.lock(), now());
+        let mut states = troubled.lock();
         if mark == Mark::Bad && !states.contains_key(&self.destination) {
             make_room(&mut states);
             states.insert(self.destination, State { since: now, phase: Phase::Closed { marks: 0 } });
@@ -219,8 +231,15 @@ impl Circuit {
     }
 
     /// Ends a probe that nobody waits for any more: another one may take its place.
+    #[inline]
     fn leave(&mut self) {
-        let Some(own) = self.probe.take() else { return };
+        if let Some(own) = self.probe.take() {
+            self.give_back(own);
+        }
+    }
+
+    #[cold]
+    fn give_back(&self, own: NonZeroU64) {
         if let Some(State { phase: Phase::HalfOpen { turn, running, .. }, .. }) =
             self.breaker.0.troubled.lock().get_mut(&self.destination)
             && *turn == own
@@ -231,6 +250,7 @@ impl Circuit {
 }
 
 impl Drop for Circuit {
+    #[inline]
     fn drop(&mut self) {
         self.leave();
     }

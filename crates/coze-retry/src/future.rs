@@ -64,8 +64,8 @@ pin_project! {
 /// Whether a second attempt runs beside the first.
 enum Second {
     No,
-    /// If there is no answer by then.
-    At(Instant),
+    /// If there is no answer so many milliseconds after the first one began.
+    After(u32),
     /// As soon as the inner service is ready for it.
     Readying,
 }
@@ -74,15 +74,15 @@ enum Second {
 type Peek<R> = Box<(Parts, Pin<Box<R>>)>;
 
 impl<S, P, B, F, R: Body> ResponseFuture<S, P, B, F, R> {
+    // In place: what is kept of a request is large to be moved about.
+    #[inline(always)]
     pub(crate) fn calling(attempt: F, begun: Instant, setup: Setup<S, P, B>) -> Self {
-        let hedge = setup.attempts.as_ref().and_then(|attempts| attempts.hedge.as_ref());
-        let late = hedge.filter(|_| setup.session.as_ref().is_some_and(|session| session.may_be_hedged()));
-        let second = late.and_then(|hedge| begun.checked_add(hedge.delay()?)).map_or(Second::No, Second::At);
-        let state = State::Calling { race: Race::new(attempt), second, begun };
-        Self { state, timer: None, setup }
+        let second = setup.late().map_or(Second::No, Second::After);
+        Self { state: State::Calling { race: Race::new(attempt), second, begun }, timer: None, setup }
     }
 
-    pub(crate) fn refused(error: BoxError, setup: Setup<S, P, B>) -> Self {
+    pub(crate) fn refused(error: BoxError, policy: P) -> Self {
+        let setup = Setup { policy, deadline: None, circuit: None, attempts: None, grpc: false, session: None };
         Self { state: State::Refused { error: Some(error) }, timer: None, setup }
     }
 }
@@ -106,7 +106,8 @@ where
             let answer = match this.state.as_mut().project() {
                 StateProj::Calling { mut race, second, begun } => {
                     let (policy, session) = (&setup.policy, setup.session.as_ref());
-                    let aside = |answer: &Result<Response<R>, BoxError>, circuit: &mut Option<Circuit>| {
+                    let aside = |answer: Result<Response<R>, S::Error>, circuit: &mut Option<Circuit>| {
+                        let answer = answer.map_err(Into::into);
                         let head = answer.as_ref().map(|response| (response.status(), response.headers()));
                         settle(policy, circuit, outcome(head, None), session.and_then(Session::destination));
                     };
@@ -120,6 +121,19 @@ where
                             if let (Second::Readying, Some(session)) = (&*second, setup.session.as_mut()) {
                                 session.service = session.service.clone();
                             }
+                            // The way of nearly all answers, which are large to be moved about.
+                            if answer.as_ref().is_ok_and(|response| setup.is_good(response)) {
+                                this.state.set(State::Over);
+                                this.timer.set(None);
+                                let attempts = setup.finish();
+                                return Poll::Ready(match answer {
+                                    Ok(response) => {
+                                        let (head, body) = response.into_parts();
+                                        Ok(Response::from_parts(head, ResponseBody::new(body, attempts.as_ref())))
+                                    }
+                                    Err(error) => Err(error.into()),
+                                });
+                            }
                             match answer {
                                 Ok(response) if setup.is_to_be_peeked(&response) => {
                                     let (head, body) = response.into_parts();
@@ -127,9 +141,10 @@ where
                                     this.state.set(State::Peeking { peek, begun });
                                     continue;
                                 }
-                                answer => answer.map(|response| {
-                                    response.map(|body| ResponseBody::new(body, setup.attempts_of_a_body()))
-                                }),
+                                Ok(response) => {
+                                    Ok(response.map(|body| ResponseBody::new(body, setup.attempts.as_ref())))
+                                }
+                                Err(error) => Err(error.into()),
                             }
                         }
                         Poll::Pending => {
@@ -148,7 +163,10 @@ where
                                     continue;
                                 }
                             }
-                            let late = if let Second::At(late) = second { Some(*late) } else { None };
+                            let late = match second {
+                                Second::After(ms) => Some(*begun + Duration::from_millis((*ms).into())),
+                                _ => None,
+                            };
                             ready!(poll_timer(this.timer.as_mut(), until.into_iter().chain(late).min(), task));
                             this.timer.set(None);
                             let now = now();
@@ -180,7 +198,7 @@ where
                         }
                     };
                     let (head, body) = *peek.take().expect("it was here a moment ago");
-                    let attempts = setup.attempts_of_a_body();
+                    let attempts = setup.attempts.as_ref();
                     frame.map(|frame| Response::from_parts(head, ResponseBody::peeked(body, frame, attempts)))
                 }
                 StateProj::Waiting => {
@@ -226,8 +244,7 @@ where
         // The attempt that is given up ends now, not when the caller drops this future.
         this.state.set(State::Over);
         this.timer.set(None);
-        setup.session = None;
-        setup.circuit = None;
+        setup.finish();
         Poll::Ready(answer)
     }
 }
@@ -235,6 +252,13 @@ where
 impl<S, P, B> Setup<S, P, B> {
     pub(crate) fn start(&self) -> Start<'_> {
         Start { attempts: self.attempts.as_deref(), grpc: self.grpc, deadline: self.deadline }
+    }
+
+    /// After how many milliseconds the answer to the first attempt is late enough for a second one beside it.
+    fn late(&self) -> Option<u32> {
+        let hedge = self.attempts.as_ref()?.hedge.as_ref()?;
+        let delay = self.session.as_ref().filter(|session| session.may_be_hedged()).and_then(|_| hedge.delay())?;
+        Some(u32::try_from(delay.as_millis()).unwrap_or(u32::MAX))
     }
 
     /// When it is too late for a further attempt.
@@ -248,13 +272,15 @@ impl<S, P, B> Setup<S, P, B> {
         self.session.as_mut().map_or_else(no_answer, Session::last)
     }
 
-    fn is_over(&self, now: Instant) -> bool {
-        self.deadline.is_some_and(|deadline| now >= deadline)
+    /// Lets go of all that further attempts would have needed.
+    fn finish(&mut self) -> Option<Arc<Attempts>> {
+        self.session = None;
+        self.circuit = None;
+        self.attempts.take()
     }
 
-    /// What bounds the waits within a body, if anything does.
-    fn attempts_of_a_body(&self) -> Option<Arc<Attempts>> {
-        self.attempts.clone().filter(|attempts| attempts.first_byte.is_some() || attempts.idle.is_some())
+    fn is_over(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline)
     }
 }
 
@@ -268,6 +294,16 @@ impl<S, P: Policy, B: Body<Data = Bytes> + Unpin> Setup<S, P, B> {
         settle(&self.policy, &mut self.circuit, outcome, self.session.as_ref().and_then(Session::destination));
         let latest = self.latest();
         self.session.as_mut()?.wait(&self.policy, outcome?, latest, self.circuit.as_ref(), now())
+    }
+
+    /// Settles an answer that is no failure, whatever follows its head.
+    fn is_good<R: Body>(&mut self, response: &Response<R>) -> bool {
+        let good = !self.is_to_be_peeked(response)
+            && outcome(Ok((response.status(), response.headers())), self.grpc.then_some(None)).is_none();
+        if good {
+            settle(&self.policy, &mut self.circuit, None, self.session.as_ref().and_then(Session::destination));
+        }
+        good
     }
 
     /// May the answer to a call of gRPC be a failure that its head does not tell? Only where the whole call was sent: a server

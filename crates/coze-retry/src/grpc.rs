@@ -11,6 +11,7 @@ pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 pub(crate) const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 
 /// Is it a call of gRPC? Any content type that begins so.
+#[inline]
 pub(crate) fn is_call(headers: &HeaderMap) -> bool {
     let start = b"application/grpc";
     headers

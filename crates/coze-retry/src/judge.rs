@@ -8,6 +8,7 @@ use crate::{Circuit, Mark, Outcome, Policy, ResponseBody, circuit::Turn, failure
 
 /// The failure that this answer is, if it is one. A call of gRPC has a status in its trailers, if those were looked at, else in
 /// its head.
+#[inline]
 pub(crate) fn outcome<'a>(
     head: Result<(StatusCode, &'a HeaderMap), &'a BoxError>,
     grpc: Option<Option<&'a HeaderMap>>,
@@ -24,6 +25,7 @@ pub(crate) fn outcome<'a>(
 }
 
 /// Tells the breaker how an attempt ended, and everybody if that changed anything.
+#[inline]
 pub(crate) fn settle(
     policy: &impl Policy,
     circuit: &mut Option<Circuit>,

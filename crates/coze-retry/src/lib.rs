@@ -7,6 +7,7 @@ mod circuit;
 mod failure;
 mod future;
 mod grpc;
+mod hash;
 mod headers;
 mod hedge;
 mod idempotent;

@@ -4,7 +4,6 @@ use std::{
     task::{Context as Task, Poll},
 };
 
-use coze_core::BoxError;
 use http::{Response, StatusCode};
 use pin_project_lite::pin_project;
 
@@ -30,6 +29,7 @@ pin_project! {
 }
 
 impl<F> Race<F> {
+    #[inline]
     pub(crate) fn new(attempt: F) -> Self {
         Self { first: Some(attempt), second: None }
     }
@@ -40,37 +40,32 @@ impl<F> Race<F> {
 
     /// The answer. `circuit` is that of the first attempt, and afterwards that of the attempt the answer is from; `aside` gets
     /// what fails while the other attempt goes on.
+    #[inline]
     pub(crate) fn poll<R, E>(
         self: Pin<&mut Self>,
         task: &mut Task<'_>,
         circuit: &mut Option<Circuit>,
-        aside: impl Fn(&Result<Response<R>, BoxError>, &mut Option<Circuit>),
-    ) -> Poll<Result<Response<R>, BoxError>>
+        aside: impl Fn(Result<Response<R>, E>, &mut Option<Circuit>),
+    ) -> Poll<Result<Response<R>, E>>
     where
         F: Future<Output = Result<Response<R>, E>>,
-        E: Into<BoxError>,
     {
         let mut this = self.project();
         if let Some(first) = this.first.as_mut().as_pin_mut()
             && let Poll::Ready(answer) = first.poll(task)
         {
-            let answer = answer.map_err(Into::into);
             this.first.set(None);
-            match this.second.as_mut().filter(|_| has_failed(&answer)) {
-                Some(second) => {
-                    aside(&answer, circuit);
-                    *circuit = second.as_mut().project().circuit.take();
-                }
-                None => {
-                    *this.second = None;
-                    return Poll::Ready(answer);
-                }
-            }
+            let Some(second) = this.second.as_mut().filter(|_| has_failed(&answer)) else {
+                *this.second = None;
+                return Poll::Ready(answer);
+            };
+            aside(answer, circuit);
+            *circuit = second.as_mut().project().circuit.take();
         }
         if let Some(second) = this.second.as_mut()
             && let Poll::Ready(answer) = second.as_mut().project().attempt.poll(task)
         {
-            let (answer, mut own) = (answer.map_err(Into::into), second.as_mut().project().circuit.take());
+            let mut own = second.as_mut().project().circuit.take();
             *this.second = None;
             if this.first.is_none() {
                 return Poll::Ready(answer);
@@ -80,12 +75,12 @@ impl<F> Race<F> {
                 *circuit = own;
                 return Poll::Ready(answer);
             }
-            aside(&answer, &mut own);
+            aside(answer, &mut own);
         }
         Poll::Pending
     }
 }
 
-fn has_failed<R>(answer: &Result<Response<R>, BoxError>) -> bool {
+fn has_failed<R, E>(answer: &Result<Response<R>, E>) -> bool {
     answer.as_ref().map_or(true, |response| response.status() >= StatusCode::BAD_REQUEST)
 }

@@ -12,8 +12,13 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::{
-    Plan, Policy, ReplayBody, ResponseBody, ResponseFuture, future::Setup, grpc, judge::no_answer, replay::Replay,
-    session::Session, start::said,
+    Plan, Policy, ReplayBody, ResponseBody, ResponseFuture,
+    future::Setup,
+    grpc,
+    judge::no_answer,
+    replay::Replay,
+    session::Session,
+    start::{Start, said},
 };
 
 /// A service that sends a request again when it failed, as its policy says.
@@ -51,7 +56,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        let Plan { replay, deadline: total, circuit, attempts } = self.policy.plan(&parts);
+        let Plan { replay, deadline: total, mut circuit, attempts } = self.policy.plan(&parts);
         let context = match replay {
             // The attempts share what is noted about the request.
             Some(_) => Some(Context::of(&mut parts.extensions)),
@@ -63,28 +68,29 @@ where
         let header = attempts.as_ref().and_then(|attempts| attempts.deadline_header.as_ref());
         let own = total.into_iter().chain(said(&parts.headers, grpc, header)).min();
         let deadline = own.and_then(|own| now.checked_add(own)).into_iter().chain(given).min();
-        let policy = self.policy.clone();
-        let mut setup = Setup { policy, deadline, circuit, attempts, grpc, session: None };
         if deadline.is_some_and(|deadline| deadline <= now) {
-            return ResponseFuture::refused(no_answer(), setup);
+            return ResponseFuture::refused(no_answer(), self.policy.clone());
         }
-        if let Some(Err(error)) = setup.circuit.as_mut().map(|circuit| circuit.enter(now)) {
+        if let Some(Err(error)) = circuit.as_mut().map(|circuit| circuit.enter(now)) {
             tracing::debug!(target: "coze::retry", why = "circuit_open", "the request is not sent");
-            return ResponseFuture::refused(error.into(), setup);
+            return ResponseFuture::refused(error.into(), self.policy.clone());
         }
         let number = context.as_ref().map_or(1, |context| context.attempts.fetch_add(1, Ordering::Relaxed) + 1);
-        setup.start().prepare(&mut parts.headers, number, now);
+        Start { attempts: attempts.as_deref(), grpc, deadline }.prepare(&mut parts.headers, number, now);
+        let policy = self.policy.clone();
         let (Some(cap), Some(context)) = (replay, context) else {
-            let request = Request::from_parts(parts, ReplayBody::once(body));
-            return ResponseFuture::calling(self.inner.call(request), now, setup);
+            let attempt = self.inner.call(Request::from_parts(parts, ReplayBody::once(body)));
+            let setup = Setup { policy, deadline, circuit, attempts, grpc, session: None };
+            return ResponseFuture::calling(attempt, now, setup);
         };
         let (replay, body) = Replay::new(body, cap);
-        let head = parts.clone();
         let clone = self.inner.clone();
         let mut ready = mem::replace(&mut self.inner, clone);
+        // The copy is kept and the original sent: layers inside find the room for their headers that it had.
+        let head = parts.clone();
         let attempt = ready.call(Request::from_parts(parts, body));
-        setup.session = Some(Session::new(ready, head, replay, context));
-        ResponseFuture::calling(attempt, now, setup)
+        let session = Some(Session::new(ready, head, replay, context));
+        ResponseFuture::calling(attempt, now, Setup { policy, deadline, circuit, attempts, grpc, session })
     }
 }
 

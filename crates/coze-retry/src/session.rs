@@ -29,6 +29,7 @@ struct History {
 }
 
 impl<S, B> Session<S, B> {
+    #[inline(always)]
     pub(crate) fn new(service: S, head: Parts, body: Replay<B>, context: Context) -> Self {
         Self { service, head, body, context, history: None }
     }

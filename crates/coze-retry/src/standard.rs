@@ -65,6 +65,7 @@ impl Default for Standard {
 }
 
 impl Policy for Standard {
+    #[inline]
     fn plan(&self, request: &Parts) -> Plan {
         let settings = &*self.settings;
         settings.budget.deposit(account(request));
@@ -132,6 +133,7 @@ impl Policy for Standard {
 }
 
 /// Where a request goes to: the authority of its address, or the `Host` it names.
+#[inline]
 fn destination(request: &Parts) -> &[u8] {
     match request.uri.authority() {
         Some(authority) => authority.as_str().as_bytes(),
@@ -140,6 +142,7 @@ fn destination(request: &Parts) -> &[u8] {
 }
 
 /// Whose account of the budget a request belongs to: its destination's and tenant's.
+#[inline]
 fn account(request: &Parts) -> impl Hash {
     let tenant = request.extensions.get::<Context>().and_then(|context| context.tenant.get());
     (destination(request), tenant.map(|tenant| tenant.as_str()))

@@ -16,6 +16,7 @@ pub fn time_left(headers: &HeaderMap, header: Option<&HeaderName>) -> Option<Dur
     said(headers, grpc::is_call(headers), header)
 }
 
+#[inline]
 pub(crate) fn said(headers: &HeaderMap, grpc: bool, header: Option<&HeaderName>) -> Option<Duration> {
     let millis = header.and_then(|name| headers.get(name)?.to_str().ok()?.trim().parse().ok());
     let timeout = if grpc { grpc::timeout(headers) } else { None };
@@ -40,7 +41,11 @@ impl Start<'_> {
     }
 
     /// Tells the number of the attempt and the time that is left for it.
+    #[inline]
     pub(crate) fn prepare(&self, headers: &mut HeaderMap, number: u32, now: Instant) {
+        if !self.grpc && self.attempts.is_none() {
+            return;
+        }
         let left = self.until(now).map(|until| until.saturating_duration_since(now));
         if self.grpc {
             if let Some(left) = left {

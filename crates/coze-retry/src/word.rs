@@ -22,35 +22,38 @@ impl Word {
         Self(AtomicU64::new(balance.min(MOST)))
     }
 
-    /// Adds so many thousandths, but never above `most`.
-    pub(crate) fn add(&self, amount: u64, most: u64) {
-        // Relaxed here and below: the word is all there is, no other memory is read because of what it says. A full account,
-        // which is the usual one, is not written to, so that it stays in the caches of all cores.
-        _ = self.0.fetch_update(Relaxed, Relaxed, |word| {
-            let (time, balance) = parts(word);
-            let more = balance.saturating_add(amount).min(most);
-            (more > balance).then(|| whole(time, more))
-        });
+    /// Adds so many thousandths where there are fewer than `full`, but never above `most`.
+    pub(crate) fn add(&self, amount: u64, full: u64, most: u64) -> Option<Step> {
+        self.step(|time, balance| (balance < full).then(|| (time, balance.saturating_add(amount).min(most))))
     }
 
     /// Takes `cost` thousandths out, if there are as many, after adding what time has brought since it was last paid for:
     /// `rate` thousandths for each millisecond until `now`, and never above `most`.
-    pub(crate) fn take(&self, cost: u64, most: u64, rate: u64, now: u64) -> bool {
-        let taken = self.0.fetch_update(Relaxed, Relaxed, |word| {
-            let (time, balance) = parts(word);
+    pub(crate) fn take(&self, cost: u64, most: u64, rate: u64, now: u64) -> Option<Step> {
+        self.step(|time, balance| {
             // Another thread may have read a later clock before.
             let brought = now.saturating_sub(time).saturating_mul(rate);
-            let balance = balance.saturating_add(brought).min(most);
-            Some(whole(time.max(now), balance.checked_sub(cost)?))
+            let balance = balance.saturating_add(brought).min(most).max(balance);
+            Some((time.max(now), balance.checked_sub(cost)?))
+        })
+    }
+
+    fn step(&self, change: impl Fn(u64, u64) -> Option<(u64, u64)>) -> Option<Step> {
+        let mut after = 0;
+        // Relaxed: the word is all there is, no other memory is read because of what it says. Where nothing changes nothing is
+        // written, so that it stays in the caches of all cores.
+        let before = self.0.fetch_update(Relaxed, Relaxed, |word| {
+            let (time, balance) = change(word >> BALANCE, word & MOST)?;
+            after = balance;
+            Some(time << BALANCE | balance)
         });
-        taken.is_ok()
+        Some(Step { before: before.ok()? & MOST, after })
     }
 }
 
-fn parts(word: u64) -> (u64, u64) {
-    (word >> BALANCE, word & MOST)
-}
-
-fn whole(time: u64, balance: u64) -> u64 {
-    time << BALANCE | balance
+/// A balance before and after a change.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    pub(crate) before: u64,
+    pub(crate) after: u64,
 }
