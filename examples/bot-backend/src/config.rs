@@ -95,7 +95,7 @@ pub struct Http {
 }
 
 /// The platform's three limits.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Messages a second, all bots together, and calls a second to the platform. Default 50.
@@ -104,6 +104,10 @@ pub struct Limits {
     pub bot_concurrency: NonZeroU32,
     /// Messages a second of one user. Default 1.
     pub user_per_second: NonZeroU32,
+    /// Where they are kept for all nodes together: `redis://…`, or `memory` for each node by itself. Default: where the sessions are.
+    pub redis: Option<Secret>,
+    /// How many nodes there are: each keeps its part of a limit while Redis is away. Default 1.
+    pub nodes: NonZeroU32,
 }
 
 /// Where the answers come from.
@@ -238,7 +242,7 @@ impl Default for Http {
 impl Default for Limits {
     fn default() -> Self {
         let limit = |n| NonZeroU32::new(n).expect("not zero");
-        Self { app_qps: limit(50), bot_concurrency: limit(10), user_per_second: limit(1) }
+        Self { app_qps: limit(50), bot_concurrency: limit(10), user_per_second: limit(1), redis: None, nodes: limit(1) }
     }
 }
 

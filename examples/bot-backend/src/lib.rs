@@ -13,6 +13,7 @@ mod app;
 mod backend;
 mod callback;
 mod idle;
+mod limits;
 mod metrics;
 mod oauth;
 mod platform;

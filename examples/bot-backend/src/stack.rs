@@ -1,17 +1,21 @@
 //! The two stacks: around the handlers, and around the connection to the platform.
 
-use std::{any::Any, collections::HashMap, convert::Infallible, sync::Arc};
+use std::{any::Any, convert::Infallible, sync::Arc};
 
-use axum::{Router, body::Body, routing};
+use axum::{
+    Router,
+    body::Body,
+    routing::{self, MethodRouter},
+};
 use bytes::Bytes;
 use coze_auth::{AuthLayer, Bearer, Callback, TokenSource, TokenSources, Webhook, WebhookKeys};
-use coze_core::{BotId, Context, Error, TenantId};
+use coze_core::{Error, TenantId};
 use coze_errmap::{Classifier, ErrMapLayer, Responder};
 use coze_observe::{Inbound, ObserveLayer, Outbound};
-use coze_ratelimit::{Level, Limits, Quota, Rate, RateLimitLayer};
+use coze_ratelimit::{Limits, Policy, RateLimitLayer};
 use coze_retry::{RetryLayer, Standard};
 use coze_tenant::{Propagate, Registry, TenantLayer};
-use http::{HeaderValue, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use tower::{ServiceBuilder, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -20,8 +24,8 @@ use crate::{
     api,
     app::App,
     callback::{Callbacks, callback},
-    config::{self, Config},
-    message, oauth,
+    config::Config,
+    limits, message, oauth,
     platform::Platform,
     secrets::Secrets,
     transport,
@@ -46,17 +50,10 @@ pub(crate) fn routes(config: &Config, app: &Arc<App>, secrets: &mut Secrets) -> 
     let respond = ErrMapLayer::new(Responder::new().challenge(HeaderValue::from_static("Signature")));
     let tenant = TenantLayer::new(tenants(config));
 
-    let messages = ServiceBuilder::new()
-        .layer(observe.clone())
-        .layer(respond.clone())
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(AuthLayer::new(signatures(config, secrets)?))
-        .layer(tenant.clone())
-        .layer(RateLimitLayer::new(limits(config)))
-        .service(service_fn({
-            let app = app.clone();
-            move |request| webhook(app.clone(), request)
-        }));
+    let messages = match limits::server(config)? {
+        Some(server) => messages(config, app, secrets, &observe, &respond, limits::together(config, server)?)?,
+        None => messages(config, app, secrets, &observe, &respond, limits::alone(config))?,
+    };
     let events = ServiceBuilder::new()
         .layer(observe.clone())
         .layer(respond.clone())
@@ -80,7 +77,7 @@ pub(crate) fn routes(config: &Config, app: &Arc<App>, secrets: &mut Secrets) -> 
     };
     let not_post = other(StatusCode::METHOD_NOT_ALLOWED, Some(HeaderValue::from_static("POST")));
     let not_get = other(StatusCode::METHOD_NOT_ALLOWED, Some(HeaderValue::from_static("GET, HEAD")));
-    let messages = routing::post_service(messages).fallback_service(not_post.clone());
+    let messages = messages.fallback_service(not_post.clone());
     let events = routing::post_service(events).fallback_service(not_post);
     let mut router = Router::new();
     if let Some(consent) = app.consent.clone() {
@@ -108,6 +105,33 @@ pub(crate) fn routes(config: &Config, app: &Arc<App>, secrets: &mut Secrets) -> 
         .fallback_service(other(StatusCode::NOT_FOUND, None)))
 }
 
+/// The route of messages, which come through these limits.
+fn messages<P>(
+    config: &Config,
+    app: &Arc<App>,
+    secrets: &mut Secrets,
+    observe: &ObserveLayer<Inbound>,
+    respond: &ErrMapLayer<Responder>,
+    limits: P,
+) -> Result<MethodRouter, Error>
+where
+    P: Policy<Permit: Send + 'static, Future: Send + 'static> + Clone + Send + Sync + 'static,
+{
+    Ok(routing::post_service(
+        ServiceBuilder::new()
+            .layer(observe.clone())
+            .layer(respond.clone())
+            .layer(CatchPanicLayer::custom(panicked))
+            .layer(AuthLayer::new(signatures(config, secrets)?))
+            .layer(TenantLayer::new(tenants(config)))
+            .layer(RateLimitLayer::new(limits))
+            .service(service_fn({
+                let app = app.clone();
+                move |request| webhook(app.clone(), request)
+            })),
+    ))
+}
+
 /// A client of the platform whose calls bear tokens of these sources.
 ///
 /// # Errors
@@ -116,12 +140,23 @@ pub(crate) fn platform<T>(config: &Config, sources: T) -> Result<Platform, Error
 where
     T: TokenSources<Source: TokenSource<Future: Send + 'static> + Send + 'static> + Clone + Send + Sync + 'static,
 {
+    match limits::server(config)? {
+        Some(server) => through(config, sources, limits::calls_together(config, server)?),
+        None => through(config, sources, Limits::outbound(config.limits.app_qps)),
+    }
+}
+
+fn through<T, P>(config: &Config, sources: T, limits: P) -> Result<Platform, Error>
+where
+    T: TokenSources<Source: TokenSource<Future: Send + 'static> + Send + 'static> + Clone + Send + Sync + 'static,
+    P: Policy<Permit: Send + 'static, Future: Send + 'static> + Clone + Send + Sync + 'static,
+{
     let routes = ["/v3/chat", "/v3/chat/retrieve", "/v3/chat/message/list", "/v3/chat/cancel"];
     let stack = ServiceBuilder::new()
         .layer(ObserveLayer::new(Outbound::new(routes)?))
         .layer(TenantLayer::new(Propagate::new()))
         .layer(RetryLayer::new(Standard::new()))
-        .layer(RateLimitLayer::new(Limits::outbound(config.limits.app_qps)))
+        .layer(RateLimitLayer::new(limits))
         .layer(AuthLayer::new(Bearer::new(sources).host(config.platform.url.host())))
         .layer(ErrMapLayer::new(Classifier::new()))
         .service(transport::transport(config.platform.connect_timeout, config.platform.silence_timeout));
@@ -163,39 +198,6 @@ fn callbacks(config: &Config, secrets: &mut Secrets) -> Result<Callbacks, Error>
 pub(crate) fn tenants(config: &Config) -> Registry {
     let no_others: [TenantId; 0] = [];
     config.bots.iter().fold(Registry::new(no_others), |registry, bot| registry.bot(bot.id.clone(), bot.tenant.clone()))
-}
-
-/// The platform's three limits. A bot with limits of its own shares those that are not its own with the others.
-fn limits(
-    config: &Config,
-) -> impl coze_ratelimit::Policy<Permit = coze_ratelimit::Permit, Future: Send> + Clone + Send + Sync + 'static {
-    let concurrency = |limit| Level::per_bot("bot", Quota::Concurrency(limit));
-    // At least a second apart for one a second.
-    let user = |limit| Level::per_user("user", Rate::per_second(limit).burst(limit));
-    let config::Limits { app_qps, bot_concurrency, user_per_second } = config.limits;
-    let shared = Limits::new()
-        .level(Level::global("app", Rate::per_second(app_qps)))
-        .level(concurrency(bot_concurrency))
-        .level(user(user_per_second));
-    let own: HashMap<BotId, Limits> = config
-        .bots
-        .iter()
-        .filter_map(|bot| {
-            let mut limits = shared.clone();
-            if let Some(limit) = bot.concurrency {
-                limits = limits.level(concurrency(limit));
-            }
-            if let Some(limit) = bot.user_per_second {
-                limits = limits.level(user(limit));
-            }
-            (bot.concurrency.is_some() || bot.user_per_second.is_some()).then(|| (bot.id.clone(), limits))
-        })
-        .collect();
-    let own = Arc::new(own);
-    move |parts: &Parts, context: &Context, now| {
-        let limits = context.bot.get().and_then(|bot| own.get(bot)).unwrap_or(&shared);
-        limits.check(parts, context, now)
-    }
 }
 
 /// A bare 500, of which errmap makes what the caller understands. What the panic says is for the log.

@@ -143,9 +143,11 @@ impl Config {
         if !begins(&self.storage.conversations, &["sqlite:", "postgres://", "postgresql://"]) {
             return wrong("storage.conversations", "expected sqlite://path, sqlite::memory: or postgres://…");
         }
-        let sessions = &self.storage.sessions;
-        if sessions.expose() != "memory" && !begins(sessions, &["redis://", "rediss://", "redis+unix://"]) {
-            return wrong("storage.sessions", "expected memory or redis://…");
+        let places = [("storage.sessions", Some(&self.storage.sessions)), ("limits.redis", self.limits.redis.as_ref())];
+        for (key, place) in places.into_iter().filter_map(|(key, place)| Some((key, place?))) {
+            if place.expose() != "memory" && !begins(place, &["redis://", "rediss://", "redis+unix://"]) {
+                return wrong(key, "expected memory or redis://…");
+            }
         }
         Ok(())
     }

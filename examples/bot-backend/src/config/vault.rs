@@ -71,6 +71,7 @@ impl Config {
             ("storage.conversations".to_owned(), &mut self.storage.conversations),
             ("storage.sessions".to_owned(), &mut self.storage.sessions),
         ];
+        secrets.extend(self.limits.redis.as_mut().map(|redis| ("limits.redis".to_owned(), redis)));
         secrets.extend(self.platform.token.as_mut().map(|token| ("platform.token".to_owned(), token)));
         if let Some(oauth) = &mut self.platform.oauth {
             secrets.push(("platform.oauth.password".to_owned(), &mut oauth.password));

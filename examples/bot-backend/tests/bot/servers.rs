@@ -44,6 +44,57 @@ async fn messages_and_sessions_are_shared_by_two_nodes() {
 }
 
 #[tokio::test]
+async fn the_three_limits_are_kept_for_all_nodes_together() {
+    let (postgres, redis) = (Postgres::start(), Redis::start());
+    let change = |config: &mut bot_backend::config::Config| {
+        config.storage.conversations = Secret::new(&postgres.url());
+        config.limits.redis = Some(Secret::new(&redis.url()));
+        config.bots[1].user_per_second = 1.try_into().ok();
+        config.limits.bot_concurrency = 1.try_into().expect("not zero");
+    };
+    let one = World::with(Config::default(), change).await;
+    let mut other = config(&one.sim, &one.folder);
+    change(&mut other);
+    let two = Backend::start(&other, false).await.expect("started");
+    let to = |node: &Backend, sent: &serde_json::Value| {
+        let mut request = one.signed(sent);
+        let url = format!("{}{}", node.url(), request.uri().path());
+        *request.uri_mut() = url.parse().expect("a URL");
+        one.http.send(request)
+    };
+    let refusal = |answer: &coze_tests::Answer| {
+        let limit = answer.headers.get("ratelimit-policy").and_then(|limit| limit.to_str().ok().map(str::to_owned));
+        (answer.status.as_u16(), limit.unwrap_or_default())
+    };
+
+    // One message of this user a second, wherever it comes to. More seconds may have begun.
+    let since = tokio::time::Instant::now();
+    let mut sent = message(POLLING, "hello");
+    let mut admitted = 0;
+    for index in 0..6 {
+        sent["message_id"] = json!(format!("message {index}"));
+        let answer = to(if index % 2 == 0 { &one.bot } else { &two }, &sent).await;
+        match answer.status.as_u16() {
+            200 => admitted += 1,
+            _ => assert_eq!(refusal(&answer), (429, "\"user\";q=1;w=1".to_owned())),
+        }
+    }
+    assert!((1..=1 + since.elapsed().as_secs()).contains(&admitted), "{admitted}");
+
+    // One answer of this bot at once, of whichever node.
+    one.fault("/v3/chat", coze_sim::FaultKind::DelayEvents { delay: Duration::from_millis(100) });
+    let second = async {
+        eventually("the first one runs", async || one.sim.counts().running_chats == 1).await;
+        to(&two, &message(BOT, "hello")).await
+    };
+    let (first, second) = tokio::join!(one.send(BOT, "hello"), second);
+    assert_eq!(first.status, 200);
+    assert_eq!(refusal(&second), (429, "\"bot\";q=1;qu=\"concurrent-requests\"".to_owned()));
+    eventually("the slot is free again", async || to(&two, &message(BOT, "hello")).await.status == 200).await;
+    assert!(one.bot.stop().await && two.stop().await);
+}
+
+#[tokio::test]
 async fn of_equal_messages_at_the_same_time_one_is_answered() {
     let postgres = Postgres::start();
     let url = Secret::new(&postgres.url());
