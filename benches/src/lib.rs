@@ -17,7 +17,7 @@ use http_body::Body;
 use tower::{Service, service_fn};
 
 /// Few requests are made ahead, so that they are as warm in the cache as one that was just parsed.
-const BATCH: BatchSize = BatchSize::NumIterations(16);
+pub const BATCH: BatchSize = BatchSize::NumIterations(16);
 
 /// Short measurements: `cargo xtask bench` repeats them, which tells more than one long one.
 #[must_use]

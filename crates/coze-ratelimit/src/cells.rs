@@ -1,138 +1,223 @@
-use std::{
-    fmt,
-    hash::{BuildHasher, RandomState},
-    sync::{Mutex, MutexGuard, PoisonError},
-};
-
-use indexmap::IndexMap;
+use std::{fmt, sync::OnceLock};
 
 use crate::{
-    Permit, Quota,
-    cell::Cell,
-    level::{Key, KeyRef},
+    Quota,
+    cell::{self, Usage},
+    hash::KeyHash,
+    level::KeyRef,
+    place::{Found, Locked, PROBES, Place, Segment},
+    sync::{MutexGuard, Ordering},
 };
 
-/// Shards of a large level, so that its keys do not all wait for one lock.
-const MAX_SHARDS: usize = 16;
-/// Each shard has an equal share of the level's room. Below so many keys a share would fill unevenly.
-const MIN_SHARE: usize = 256;
-/// Remembered keys that a new key looks at, to forget the idle ones among them.
-const SWEEP: usize = 4;
-/// A key that was used within the last minute is forgotten only for lack of room: it is likely to come back.
-const KEEP: u64 = 60_000_000_000;
-/// Two ids of 128 bytes: what is longer is not remembered, so that a key has a bounded size.
-const MAX_KEY: usize = 256;
+/// Places of a segment. They are reserved together when the first key comes to one of them: 128 KiB, or 256 if they are wide.
+const SEGMENT: usize = 4096;
 
-/// The cells of one level: one for each of a bounded number of keys, and one that all other keys share.
+/// The sketch: so many rows of so many places each.
+const ROWS: usize = 4;
+const COLUMNS: usize = 1024;
+
+/// The cells of one level, found by a keyed hash of the key: one for each of a bounded number of keys, and a sketch for all others.
+///
+/// The sketch is a count-min sketch (Cormode and Muthukrishnan 2005) whose counters are whole cells. A key has a cell in each row,
+/// which it shares with others: a cell has used at least what the key has. The key has room if any of its cells has, and takes
+/// from all of them. So it never gets more than its quota, and gets less only if all four cells are used up by others: if those
+/// took a times a quota in the last second, with a probability of at most (a / 1024)⁴ (Markov's inequality, in each row).
 pub(crate) struct Cells {
-    quota: Quota,
-    hasher: RandomState,
-    shards: Box<[Mutex<Shard>]>,
-    shared: Mutex<Cell>,
+    hash: KeyHash,
+    /// Whether all keys are the same one.
+    is_single: bool,
+    is_wide: bool,
+    places: usize,
+    segments: Box<[OnceLock<Segment>]>,
+    sketch: OnceLock<Segment>,
 }
 
-pub(crate) struct Shard {
-    cells: IndexMap<Key, Cell, RandomState>,
-    /// How many cells there may be.
-    room: usize,
-    /// Where the next sweep begins.
-    cursor: usize,
-}
-
-/// The cell of one key, locked until the slot is dropped or its request taken.
+/// The cells of one key, locked until the slot is dropped or its request taken.
+#[derive(Debug)]
 pub(crate) enum Slot<'a> {
-    Known(MutexGuard<'a, Shard>, usize),
+    Known(Locked<'a>),
     /// A key that is remembered only once a request of it is taken: a refused one leaves no trace.
-    New(MutexGuard<'a, Shard>, &'a KeyRef<'a>, Quota),
-    Shared(MutexGuard<'a, Cell>),
+    New(Locked<'a>, u64, MutexGuard<'a, ()>),
+    Shared([Locked<'a>; ROWS]),
 }
 
 impl Cells {
-    pub(crate) fn new(quota: Quota, max_keys: usize) -> Self {
-        let count = if max_keys == 0 { 0 } else { (max_keys / MIN_SHARE).clamp(1, MAX_SHARDS) };
-        let hasher = RandomState::new();
-        let shard = |index| {
-            let room = max_keys / count + usize::from(index < max_keys % count);
-            Mutex::new(Shard { cells: IndexMap::with_hasher(hasher.clone()), room, cursor: 0 })
+    pub(crate) fn new(quotas: impl IntoIterator<Item = Quota>, max_keys: usize) -> Self {
+        // Half as many places again as keys, so that few keys find all places taken that they could have.
+        let places = if max_keys <= PROBES { max_keys.max(1) } else { max_keys.saturating_add(max_keys / 2) };
+        let count = places.div_ceil(SEGMENT);
+        Self {
+            hash: KeyHash::new(),
+            is_single: max_keys == 0,
+            is_wide: quotas.into_iter().any(|quota| matches!(quota, Quota::Rate(rate) if !Usage::is_narrow(&rate))),
+            places: places.div_ceil(count),
+            segments: (0..count).map(|_| OnceLock::new()).collect(),
+            sketch: OnceLock::new(),
+        }
+    }
+
+    /// The hash of a key. Zero means a free place.
+    #[inline]
+    pub(crate) fn hash(&self, key: &KeyRef<'_>) -> u64 {
+        let whose = key.tenant.map(|tenant| tenant.as_str().as_bytes());
+        if self.is_single { 1 } else { self.hash.of(whose, key.id.as_bytes()).max(1) }
+    }
+
+    /// Locks the cell of the key with this hash, if it has one of its own. A request locks one key of a level at a time.
+    #[inline]
+    pub(crate) fn known(&self, hash: u64) -> Option<Locked<'_>> {
+        let (segment, first) = self.home(hash);
+        segment.find(hash, first).map(Place::lock).filter(|locked| locked.tag() == hash)
+    }
+
+    /// Locks the cells of the key with this hash, which was not known before.
+    #[cold]
+    pub(crate) fn add(&self, quota: &Quota, hash: u64, now: u64) -> Slot<'_> {
+        let (segment, first) = self.home(hash);
+        match segment.add(hash, first, |at, words| cell::is_idle(quota, at, words, now)) {
+            Found::Known(locked) => Slot::Known(locked),
+            // What the sketch may know of the key is not forgotten.
+            Found::Free(locked, adding) if self.is_unknown_to_sketch(quota, hash, now) => {
+                Slot::New(locked, hash, adding)
+            }
+            Found::Free(..) | Found::Full => Slot::Shared(self.shared(hash)),
+        }
+    }
+
+    /// The segment of a key, and its first place there: the halves of the hash, scaled to the number of segments and places.
+    #[inline]
+    fn home(&self, hash: u64) -> (&Segment, usize) {
+        let scale = |half: u64, to: usize| {
+            usize::try_from((half * to as u64) >> 32).expect("less than the number it is scaled to")
         };
-        Self { quota, shards: (0..count).map(shard).collect(), shared: Mutex::new(Cell::new(quota)), hasher }
+        let segment = &self.segments[scale(hash >> 32, self.segments.len())];
+        let segment = segment.get_or_init(|| Segment::new(self.places, self.is_wide));
+        // An even place: where two share a line, the first of them.
+        (segment, scale(hash & u64::from(u32::MAX), self.places) & !1)
     }
 
-    /// Locks the cell of `key`: never more than one lock at a time.
-    pub(crate) fn lock<'a>(&'a self, key: &'a KeyRef<'a>, now: u64) -> Slot<'a> {
-        if !self.shards.is_empty() {
-            // A byte in the middle of the hash: the map inside the shard uses both ends of the same hash.
-            let byte = self.hasher.hash_one(key).to_be_bytes()[4];
-            let mut shard = lock(&self.shards[usize::from(byte) % self.shards.len()]);
-            if let Some(index) = shard.cells.get_index_of(key) {
-                return Slot::Known(shard, index);
-            }
-            if key.id.len() <= MAX_KEY && shard.has_room(now) {
-                return Slot::New(shard, key, self.quota);
-            }
+    fn is_unknown_to_sketch(&self, quota: &Quota, hash: u64, now: u64) -> bool {
+        self.sketch.get().is_none_or(|sketch| {
+            places(sketch, hash).map(Place::lock).any(|cell| cell::is_idle(quota, cell.at, cell.words(), now))
+        })
+    }
+
+    /// The cells of a key in the sketch: always locked in the order of the rows.
+    #[cold]
+    fn shared(&self, hash: u64) -> [Locked<'_>; ROWS] {
+        let sketch = self.sketch.get_or_init(|| Segment::new(ROWS * COLUMNS, self.is_wide));
+        let mut places = places(sketch, hash);
+        std::array::from_fn(|_| places.next().expect("a place in each row").lock())
+    }
+
+    /// Ends requests in flight: without a lock, however their permit is dropped. Their cell is where it was, since it is not idle.
+    pub(crate) fn end(&self, hash: u64, requests: u32, is_shared: bool) {
+        let end = |place: Place<'_>| {
+            // Release: what the requests did happened before their place is given away.
+            cell::in_flight(place.words()).fetch_sub(requests.into(), Ordering::Release);
+        };
+        if is_shared {
+            let sketch = self.sketch.get();
+            sketch.into_iter().flat_map(|sketch| places(sketch, hash)).for_each(end);
+        } else {
+            let (segment, first) = self.home(hash);
+            segment.find(hash, first).into_iter().for_each(end);
         }
-        Slot::Shared(lock(&self.shared))
     }
 }
 
-/// A panic elsewhere leaves a cell as it was or one request ahead: no reason to panic too.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Shard {
-    /// Whether a key can be added, after a look at a few that may be idle.
-    fn has_room(&mut self, now: u64) -> bool {
-        for _ in 0..SWEEP {
-            let full = self.cells.len() >= self.room;
-            match self.cells.get_index(self.cursor) {
-                // The last one takes its place, and is looked at next.
-                Some((_, cell)) if cell.is_idle(now) && (full || now.saturating_sub(cell.last()) > KEEP) => {
-                    self.cells.swap_remove_index(self.cursor);
-                }
-                Some(_) => self.cursor += 1,
-                None => self.cursor = 0,
-            }
-        }
-        self.cells.len() < self.room
-    }
+/// The places of a key in the sketch: one in each row, by 16 other bits of the hash.
+fn places(sketch: &Segment, hash: u64) -> impl Iterator<Item = Place<'_>> {
+    (0..ROWS).map(move |row| {
+        let column = usize::try_from((hash >> (16 * row)) % COLUMNS as u64).expect("a column");
+        sketch.place(row * COLUMNS + column)
+    })
 }
 
 impl Slot<'_> {
-    fn cell(&self) -> Option<&Cell> {
+    /// Whether so many requests fit, for which nobody waits.
+    pub(crate) fn fits(&self, quota: &Quota, requests: u32, now: u64) -> bool {
         match self {
-            Self::Known(shard, index) => shard.cells.get_index(*index).map(|(_, cell)| cell),
-            Self::New(..) => None,
-            Self::Shared(cell) => Some(cell),
+            Self::Known(locked) => fits(quota, locked, requests, now),
+            Self::New(..) => true,
+            Self::Shared(row) => row.iter().any(|locked| fits(quota, locked, requests, now)),
         }
     }
 
-    /// See [`Cell::wait`].
-    pub(crate) fn wait(&self, now: u64) -> u64 {
-        self.cell().map_or(0, |cell| cell.wait(now))
-    }
-
-    /// See [`Cell::reset`].
-    pub(crate) fn reset(&self, now: u64) -> u64 {
-        self.cell().map_or(0, |cell| cell.reset(now))
-    }
-
-    /// See [`Cell::take`].
-    pub(crate) fn take(self, now: u64, permit: &mut Permit) {
+    /// Time until so many requests fit, and until the full quota fits ([`Usage::reset`]), if nobody else comes.
+    pub(crate) fn wait(&self, quota: &Quota, requests: u32, now: u64) -> (u64, u64) {
         match self {
-            Self::Known(mut shard, index) => shard.cells[index].take(now, permit),
-            Self::New(mut shard, key, quota) => {
-                let mut cell = Cell::new(quota);
-                cell.take(now, permit);
-                shard.cells.insert(key.into(), cell);
+            Self::Known(locked) => wait(quota, locked, requests, now),
+            Self::New(..) => (0, 0),
+            Self::Shared(row) => row.iter().map(|locked| wait(quota, locked, requests, now)).min().unwrap_or_default(),
+        }
+    }
+
+    /// Takes requests, which fitted. Says whether the sketch has them.
+    pub(crate) fn take(self, quota: &Quota, requests: u32, now: u64) -> bool {
+        match (self, quota) {
+            (Self::Known(locked), _) => take(quota, locked, requests, now),
+            (Self::New(mut locked, tag, _adding), quota) => {
+                locked.give(tag);
+                // What is left there of another key's cell is as good as nothing.
+                change(quota, &mut locked, requests, now);
             }
-            Self::Shared(mut cell) => cell.take(now, permit),
+            (Self::Shared(mut row), quota) => {
+                row.iter_mut().for_each(|locked| change(quota, locked, requests, now));
+                return true;
+            }
         }
+        false
+    }
+}
+
+/// [`Slot::fits`] of one cell.
+#[inline]
+pub(crate) fn fits(quota: &Quota, locked: &Locked<'_>, requests: u32, now: u64) -> bool {
+    match quota {
+        Quota::Rate(rate) => cell::fits(rate, locked.at, locked.words(), requests, now),
+        Quota::Concurrency(limit) => cell::fits_in_flight(*limit, requests, locked.words()),
+    }
+}
+
+/// [`Slot::wait`] of one cell.
+#[cold]
+pub(crate) fn wait(quota: &Quota, locked: &Locked<'_>, requests: u32, now: u64) -> (u64, u64) {
+    match quota {
+        Quota::Rate(rate) => {
+            let usage = Usage::load(locked.at, locked.words());
+            (usage.wait(rate, requests, now), usage.reset(rate, now))
+        }
+        // Nobody knows when a request in flight will end: another try is worth it in a second.
+        Quota::Concurrency(_) => (cell::ANOTHER_TRY, cell::ANOTHER_TRY),
+    }
+}
+
+/// [`Slot::take`] of one cell that no other key shares.
+#[inline]
+pub(crate) fn take(quota: &Quota, mut locked: Locked<'_>, requests: u32, now: u64) {
+    match quota {
+        Quota::Rate(rate) => cell::take(rate, &mut locked, requests, now),
+        Quota::Concurrency(_) => cell::hold(&mut locked, requests, now),
+    }
+}
+
+/// [`Slot::take`] of one cell that may have more in it than fits.
+fn change(quota: &Quota, locked: &mut Locked<'_>, requests: u32, now: u64) {
+    match quota {
+        Quota::Rate(rate) => {
+            let mut usage = Usage::load(locked.at, locked.words());
+            usage.take(rate, requests, now);
+            // A cell that is used up has no more to give; no key of it has used more than its quota.
+            usage.skim(rate);
+            usage.store(locked);
+        }
+        Quota::Concurrency(_) => cell::hold(locked, requests, now),
     }
 }
 
 impl fmt::Debug for Cells {
-    /// Keys are people's ids: they are not shown.
+    /// Without the cells: they are many.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cells").finish_non_exhaustive()
     }
@@ -140,152 +225,182 @@ impl fmt::Debug for Cells {
 
 #[cfg(test)]
 mod tests {
-    use std::{borrow::Cow, num::NonZeroU32, panic, sync::Arc};
+    use std::{num::NonZeroU32, panic, sync::Arc};
+
+    use proptest::prelude::*;
 
     use super::*;
     use crate::Rate;
 
     const SECOND: u64 = 1_000_000_000;
 
+    fn n(n: u32) -> NonZeroU32 {
+        NonZeroU32::new(n).expect("not zero")
+    }
+
     fn rate(per_second: u32) -> Quota {
-        Rate::per_second(NonZeroU32::new(per_second).expect("not zero")).into()
+        Rate::per_second(n(per_second)).into()
     }
 
-    fn key(id: &str) -> KeyRef<'_> {
-        KeyRef { tenant: None, id: Cow::Borrowed(id) }
+    fn hash(cells: &Cells, key: &str) -> u64 {
+        cells.hash(&KeyRef { tenant: None, id: key.into() })
     }
 
-    fn admit(cells: &Cells, id: &str, now: u64, permit: &mut Permit) -> bool {
-        let key = key(id);
-        let slot = cells.lock(&key, now);
-        let admitted = slot.wait(now) == 0;
-        if admitted {
-            slot.take(now, permit);
-        }
-        admitted
+    /// Whether a request is admitted, and if so whether the sketch has it.
+    fn ask(cells: &Cells, quota: &Quota, hash: u64, now: u64) -> Option<bool> {
+        let slot = cells.known(hash).map_or_else(|| cells.add(quota, hash, now), Slot::Known);
+        slot.fits(quota, 1, now).then(|| slot.take(quota, 1, now))
     }
 
-    fn len(cells: &Cells) -> usize {
-        cells.shards.iter().map(|shard| lock(shard).cells.len()).sum()
+    fn admit(cells: &Cells, quota: &Quota, key: &str, now: u64) -> bool {
+        ask(cells, quota, hash(cells, key), now).is_some()
     }
 
-    #[test]
-    fn all_of_the_room_is_shared_out() {
-        for max_keys in [0, 1, 255, 256, 1000, 1003, 4096, 65_536, 1_000_001] {
-            let cells = Cells::new(rate(1), max_keys);
-            assert_eq!(cells.shards.iter().map(|shard| lock(shard).room).sum::<usize>(), max_keys);
-            assert!(cells.shards.len() <= MAX_SHARDS);
-        }
+    fn known(cells: &Cells, key: &str) -> bool {
+        cells.known(hash(cells, key)).is_some()
+    }
+
+    fn bytes(cells: &Cells) -> usize {
+        cells.segments.iter().filter_map(OnceLock::get).chain(cells.sketch.get()).map(Segment::bytes).sum()
     }
 
     #[test]
-    fn a_flood_of_keys_fills_the_map_to_its_bound_and_a_known_key_stays_exact() {
-        let cells = Cells::new(rate(5), 1000);
-        let (mut permit, mut hot, mut invented) = (Permit::default(), 0, 0);
-        for flood in 0..1_000_000_u64 {
-            // A million keys within a slice of 100 ms, so that none of them is ever idle.
-            let now = flood * 100;
-            if flood % 1000 == 0 {
-                hot += u32::from(admit(&cells, "hot", now, &mut permit));
+    fn there_is_room_for_all_keys_and_the_memory_is_bounded() {
+        for max_keys in [1, 2, 10, 64, 65, 255, 1000, 4096, 65_536] {
+            for (per_second, bytes_per_place) in [(255, 32), (256, 64)] {
+                let (quota, cells) = (rate(per_second), Cells::new([rate(per_second)], max_keys));
+                let remembered = (0..max_keys).filter(|key| {
+                    assert!(admit(&cells, &quota, &key.to_string(), 0));
+                    known(&cells, &key.to_string())
+                });
+                let remembered = remembered.count();
+                assert!(remembered + 1 + max_keys / 100 >= max_keys, "{remembered} of {max_keys}");
+                let most = (max_keys + max_keys / 2 + 2).next_multiple_of(cells.segments.len()) * bytes_per_place;
+                assert!(bytes(&cells) <= most.max(64) + 4096 * bytes_per_place, "{} of {most}", bytes(&cells));
             }
-            invented += u32::from(admit(&cells, &flood.to_string(), now, &mut permit));
-            assert!(flood % 10_000 != 0 || len(&cells) <= 1000);
         }
-        assert_eq!(len(&cells), 1000);
+    }
+
+    #[test]
+    fn a_flood_of_keys_costs_fixed_memory_and_a_known_key_stays_exact() {
+        let (quota, cells) = (rate(5), Cells::new([rate(5)], 1000));
+        let (mut hot, mut invented) = (0, 0_usize);
+        for flood in 0..20_000_u64 {
+            // Twenty thousand keys within a slice of 100 ms, so that none of them is ever idle.
+            let now = flood * 5000;
+            if flood % 20 == 0 {
+                hot += u32::from(admit(&cells, &quota, "hot", now));
+            }
+            invented += usize::from(admit(&cells, &quota, &flood.to_string(), now));
+        }
         assert_eq!(hot, 5, "the known key gets its quota, no more and no less");
-        assert_eq!(invented, 999 + 5, "one for each key that had room, and one quota for all others together");
+        assert!(bytes(&cells) <= (1500 + ROWS * COLUMNS) * 32 + 64, "{}", bytes(&cells));
+        assert!(invented <= 1500 + 5 * ROWS * COLUMNS, "{invented}: no more than the cells have quotas");
     }
 
     #[test]
     fn idle_keys_make_room_for_new_ones() {
-        let cells = Cells::new(rate(1), 10);
-        let mut permit = Permit::default();
-        for id in ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"] {
-            assert!(admit(&cells, id, 0, &mut permit));
+        let (quota, cells) = (rate(1), Cells::new([rate(1)], 10));
+        for key in ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"] {
+            assert!(admit(&cells, &quota, key, 0) && known(&cells, key));
         }
-        assert!(admit(&cells, "k", 0, &mut permit), "the first without room has the shared quota");
-        assert!(!admit(&cells, "l", 0, &mut permit), "the second finds it used");
-        assert_eq!(len(&cells), 10);
-        for id in ["l", "m", "n", "o", "p", "q", "r", "s", "t", "u"] {
-            assert!(admit(&cells, id, SECOND, &mut permit), "{id} has the place of an idle one");
-            assert_eq!(len(&cells), 10);
+        assert!(admit(&cells, &quota, "k", 0) && !known(&cells, "k"), "the sketch has it");
+        assert!(!admit(&cells, &quota, "k", 0), "and keeps to its quota");
+        for key in ["l", "m", "n", "o", "p", "q", "r", "s", "t", "u"] {
+            assert!(admit(&cells, &quota, key, 2 * SECOND) && known(&cells, key), "{key} has the place of an idle one");
         }
-        assert!(admit(&cells, "v", SECOND, &mut permit) && !admit(&cells, "w", SECOND, &mut permit), "nobody is idle");
+        assert!(admit(&cells, &quota, "v", 2 * SECOND) && !known(&cells, "v"), "nobody is idle");
     }
 
     #[test]
-    fn idle_keys_are_kept_for_a_minute_and_then_forgotten_a_few_at_a_time() {
-        for quota in [rate(1), Quota::Concurrency(NonZeroU32::MIN)] {
-            let cells = Cells::new(quota, 255);
-            for id in 0..100 {
-                assert!(admit(&cells, &id.to_string(), id, &mut Permit::default()));
-            }
-            assert!(admit(&cells, "soon", KEEP, &mut Permit::default()));
-            assert_eq!(len(&cells), 101);
-            for (new, id) in (100..140).enumerate() {
-                assert!(admit(&cells, &id.to_string(), KEEP + 100, &mut Permit::default()));
-                assert!(len(&cells) + SWEEP * (new + 1) >= 102 + new);
-            }
-            assert_eq!(len(&cells), 41, "what was used within the minute stays");
-        }
-    }
-
-    #[test]
-    fn a_key_is_idle_when_both_stages_are() {
-        let (cells, ms) = (Cells::new(rate(10), 1), 1_000_000);
-        for at in [[99 * ms; 10], [1000 * ms; 10]].concat() {
-            assert!(admit(&cells, "a", at, &mut Permit::default()));
-        }
-        let is_idle = |now| cells.lock(&key("a"), now).cell().is_some_and(|cell| cell.is_idle(now));
-        assert!(!is_idle(1999 * ms), "the window still counts the second ten");
-        assert!(!is_idle(2098 * ms), "the bucket has still to drain what came early");
-        assert!(is_idle(2099 * ms));
+    fn a_key_that_the_sketch_knows_gets_no_new_quota_with_a_place_of_its_own() {
+        let (quota, cells) = (rate(2), Cells::new([rate(2)], 1));
+        assert!(admit(&cells, &quota, "a", 0));
+        assert!(admit(&cells, &quota, "b", SECOND / 2));
+        assert!(!known(&cells, "b"));
+        // The only place is idle again, but the sketch still counts one of b.
+        assert!(admit(&cells, &quota, "b", SECOND));
+        assert!(!known(&cells, "b"));
+        assert!(!admit(&cells, &quota, "b", SECOND));
+        assert!(admit(&cells, &quota, "b", 3 * SECOND));
+        assert!(known(&cells, "b"));
     }
 
     #[test]
     fn a_key_with_a_request_in_flight_is_not_forgotten() {
-        let cells = Cells::new(Quota::Concurrency(NonZeroU32::MIN), 1);
-        let (mut first, mut second) = (Permit::default(), Permit::default());
-        assert!(admit(&cells, "a", 0, &mut first));
-        assert!(admit(&cells, "b", 100 * SECOND, &mut second), "shared");
-        assert!(!admit(&cells, "c", 100 * SECOND, &mut second), "shared and used");
-        assert!(!admit(&cells, "a", 100 * SECOND, &mut second), "still known");
-        drop(first);
-        assert!(admit(&cells, "c", 100 * SECOND, &mut second), "in the place of a");
-        assert_eq!(len(&cells), 1);
+        let (quota, cells) = (Quota::Concurrency(NonZeroU32::MIN), Cells::new([], 1));
+        let [a, b] = ["a", "b"].map(|key| hash(&cells, key));
+        assert_eq!(ask(&cells, &quota, a, 0), Some(false));
+        assert_eq!(ask(&cells, &quota, b, 100 * SECOND), Some(true), "in the sketch");
+        assert_eq!(ask(&cells, &quota, b, 100 * SECOND), None);
+        assert_eq!(ask(&cells, &quota, a, 100 * SECOND), None, "still known");
+        cells.end(a, 1, false);
+        assert_eq!(ask(&cells, &quota, b, 100 * SECOND), None, "still in the sketch");
+        cells.end(b, 1, true);
+        assert_eq!(ask(&cells, &quota, b, 100 * SECOND), Some(false), "in the place of a");
+        assert_eq!(ask(&cells, &quota, a, 100 * SECOND), Some(true));
     }
 
     #[test]
     fn what_is_not_taken_leaves_no_trace() {
-        let cells = Cells::new(rate(1), 1000);
-        for id in 0..1000 {
-            assert_eq!(cells.lock(&key(&id.to_string()), 0).wait(0), 0);
+        let (quota, cells) = (rate(1), Cells::new([rate(1)], 1000));
+        for key in 0..1000 {
+            let hash = hash(&cells, &key.to_string());
+            assert!(cells.add(&quota, hash, 0).fits(&quota, 1, 0));
+            assert!(cells.known(hash).is_none());
         }
-        assert_eq!(len(&cells), 0);
     }
 
     #[test]
-    fn a_key_of_more_than_256_bytes_is_not_remembered() {
-        let cells = Cells::new(rate(1), 1000);
-        let mut permit = Permit::default();
-        assert!(admit(&cells, &"k".repeat(MAX_KEY), 0, &mut permit));
-        assert_eq!(len(&cells), 1);
-        assert!(admit(&cells, &"k".repeat(MAX_KEY + 1), 0, &mut permit));
-        assert!(!admit(&cells, &"k".repeat(1 << 20), 0, &mut permit), "they share one quota");
-        assert_eq!(len(&cells), 1);
+    fn the_sketch_refuses_a_new_key_as_seldom_as_it_says() {
+        // Half as many requests as there are columns have used up at most that many cells of a row: one in sixteen is refused.
+        let (quota, cells) = (rate(1), Cells::new([rate(1)], 1));
+        assert!(admit(&cells, &quota, "known", 0));
+        let admitted = (0..512).filter(|key| admit(&cells, &quota, &key.to_string(), 0)).count();
+        assert!(admitted >= 500, "{admitted}");
+        let refused = (1000..11_000).filter(|key| {
+            let hash = hash(&cells, &key.to_string());
+            !cells.add(&quota, hash, 0).fits(&quota, 1, 0)
+        });
+        let refused = refused.count();
+        assert!((1..625).contains(&refused), "{refused} of 10 000");
     }
 
     #[test]
-    fn a_panic_under_the_lock_does_not_spread() {
-        let cells = Arc::new(Cells::new(rate(1), 1));
-        let poisoned = Arc::clone(&cells);
+    fn a_panic_under_a_lock_does_not_spread() {
+        let (quota, cells) = (rate(1), Arc::new(Cells::new([rate(1)], 1)));
+        let panicking = Arc::clone(&cells);
         let panicked = std::thread::spawn(move || {
-            let key = key("a");
-            let _slots = (poisoned.lock(&key, 0), lock(&poisoned.shared));
+            let _slot = panicking.add(&rate(1), hash(&panicking, "a"), 0);
             panic::resume_unwind(Box::new("silent"));
         });
         assert!(panicked.join().is_err());
-        let mut permit = Permit::default();
-        assert!(admit(&cells, "a", 0, &mut permit) && admit(&cells, "b", 0, &mut permit));
+        assert!(admit(&cells, &quota, "a", 0) && admit(&cells, &quota, "b", 0));
+    }
+
+    proptest! {
+        /// Few keys over many steps, of which the exact cells admit what the sketch may only refuse.
+        #[test]
+        fn the_sketch_admits_nothing_that_a_cell_of_its_own_would_not(
+            limit in 1_u32..300, burst in 1_u32..6, wide in any::<bool>(),
+            steps in prop::collection::vec((0_u64..12, 0_u64..300_000_000), 1..300),
+        ) {
+            let quota = Quota::Rate(Rate::per_second(n(limit)).burst(n(burst)));
+            let wider = wide.then(|| rate(1000));
+            let exact = Cells::new([quota].into_iter().chain(wider), 100);
+            let full = Cells::new([quota].into_iter().chain(wider), 1);
+            // Keys that share all but one of their cells in the sketch, beside those that share none.
+            let hash = |key: u64| (key % 4 + 1) | (key % 3) << 16 | 9 << 32 | 7 << 48;
+            assert!(ask(&full, &quota, u64::MAX, 0).is_some());
+            let mut now = 0;
+            for (key, step) in steps {
+                now += step;
+                assert!(ask(&full, &quota, u64::MAX, now).is_some() || full.known(u64::MAX).is_some());
+                if let Some(is_shared) = ask(&full, &quota, hash(key), now) {
+                    prop_assert!(is_shared);
+                    prop_assert!(ask(&exact, &quota, hash(key), now).is_some());
+                }
+            }
+        }
     }
 }

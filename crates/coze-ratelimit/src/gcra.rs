@@ -1,54 +1,63 @@
 //! The first stage of a rate: a token bucket.
 //!
 //! It is the generic cell rate algorithm in its form of a continuous-state leaky bucket (ITU-T I.371, annex A), counted in
-//! whole units: a request pours in [`REQUEST`] units, and as many units as there are requests per second drain in each
-//! nanosecond. So no rate has a remainder to lose, and nothing drifts.
+//! whole units: a request pours in as many units as a second has nanoseconds, and as many as there are requests per second
+//! drain in each nanosecond. So no rate has a remainder to lose, and nothing drifts.
 
-use crate::Rate;
-
-/// Units of one request: the nanoseconds of a second.
-const REQUEST: u64 = 1_000_000_000;
+use crate::{Rate, window::SECOND};
 
 /// What is in the bucket of one key. The empty bucket is the default.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Bucket {
     /// When `level` was true, in nanoseconds. It never goes back.
-    at: u64,
-    /// Units in the bucket: at most the burst, 2⁶² units for the largest.
-    level: u64,
+    pub(crate) at: u64,
+    /// Units in the bucket: at most the burst, 2⁶² units for the largest, unless it was settled for more than there was.
+    pub(crate) level: u64,
 }
 
 impl Bucket {
-    /// Nanoseconds from `now` until `requests` fit, if nobody else comes: zero if they fit now. At most the burst ever fit.
-    pub(crate) fn wait(&self, rate: Rate, requests: u32, now: u64) -> u64 {
-        let burst = u64::from(rate.burst.get());
-        let room = burst.saturating_sub(u64::from(requests)) * REQUEST;
-        match self.level(rate, now).saturating_sub(room) {
+    /// Whether `requests` fit now. At most the burst ever fits.
+    #[inline]
+    pub(crate) fn fits(&self, rate: &Rate, requests: u32, now: u64) -> bool {
+        self.drained(rate, now) <= room(rate, requests)
+    }
+
+    /// Nanoseconds from `now` until `requests` fit, if nobody else comes: zero if they fit now. At most the burst ever fits.
+    pub(crate) fn wait(&self, rate: &Rate, requests: u32, now: u64) -> u64 {
+        match self.drained(rate, now).saturating_sub(room(rate, requests)) {
             0 => 0,
-            excess => self.at.saturating_sub(now).saturating_add(excess.div_ceil(drain(rate))),
+            excess => self.at.saturating_sub(now).saturating_add(excess.div_ceil(u64::from(rate.per_second.get()))),
         }
     }
 
-    /// Pours in one request, for which [`Bucket::wait`] was zero.
-    pub(crate) fn take(&mut self, rate: Rate, now: u64) {
-        self.level = self.level(rate, now).saturating_add(REQUEST);
+    /// Pours in requests, which fitted or are owed.
+    #[inline]
+    pub(crate) fn take(&mut self, rate: &Rate, requests: u32, now: u64) {
+        self.level = self.drained(rate, now).saturating_add(units(requests));
         self.at = self.at.max(now);
     }
 
-    /// When the last request was poured in.
-    pub(crate) fn last(&self) -> u64 {
-        self.at
+    /// Forgets what is above the brim.
+    pub(crate) fn skim(&mut self, rate: &Rate) {
+        self.level = self.level.min(room(rate, 0));
     }
 
     /// Units in the bucket at `now`; a time before the last one counts as the last one.
-    fn level(&self, rate: Rate, now: u64) -> u64 {
-        self.level.saturating_sub(now.saturating_sub(self.at).saturating_mul(drain(rate)))
+    #[inline]
+    fn drained(&self, rate: &Rate, now: u64) -> u64 {
+        self.level.saturating_sub(now.saturating_sub(self.at).saturating_mul(u64::from(rate.per_second.get())))
     }
 }
 
-/// Units that drain per nanosecond.
-fn drain(rate: Rate) -> u64 {
-    u64::from(rate.per_second.get())
+/// The level up to which `requests` have room. Cannot overflow: 2⁶² for the largest burst.
+#[inline]
+fn room(rate: &Rate, requests: u32) -> u64 {
+    u64::from(rate.burst.get().saturating_sub(requests)) * SECOND
+}
+
+#[inline]
+fn units(requests: u32) -> u64 {
+    u64::from(requests).saturating_mul(SECOND)
 }
 
 #[cfg(test)]
@@ -59,15 +68,18 @@ mod tests {
 
     use super::*;
 
+    const REQUEST: u64 = 1_000_000_000;
+
     fn rate(per_second: u32, burst: u32) -> Rate {
         let n = |n| NonZeroU32::new(n).expect("not zero");
         Rate::per_second(n(per_second)).burst(n(burst))
     }
 
     fn admit(bucket: &mut Bucket, rate: Rate, now: u64) -> bool {
-        let admitted = bucket.wait(rate, 1, now) == 0;
+        let admitted = bucket.fits(&rate, 1, now);
+        assert_eq!(bucket.wait(&rate, 1, now) == 0, admitted);
         if admitted {
-            bucket.take(rate, now);
+            bucket.take(&rate, 1, now);
         }
         admitted
     }
@@ -90,7 +102,7 @@ mod tests {
             let rate = rate(per_second, 10);
             let (mut bucket, mut now, mut admitted) = (Bucket::default(), 0, 0_u128);
             for _ in 0..100_000 {
-                now += bucket.wait(rate, 1, now);
+                now += bucket.wait(&rate, 1, now);
                 assert!(admit(&mut bucket, rate, now));
                 admitted += 1;
                 let exact = 10 + u128::from(now) * u128::from(per_second) / 1_000_000_000;
@@ -108,7 +120,7 @@ mod tests {
         let mut bucket = Bucket { at: 7, level: u64::from(u32::MAX - 1) * REQUEST };
         assert!(admit(&mut bucket, rate, 7));
         assert!(!admit(&mut bucket, rate, 7));
-        assert_eq!(bucket.wait(rate, u32::MAX, 7), 1_000_000_000);
+        assert_eq!(bucket.wait(&rate, u32::MAX, 7), 1_000_000_000);
     }
 
     proptest! {
@@ -137,10 +149,10 @@ mod tests {
             let bucket = Bucket { at, level: filled.min(burst.into()) * REQUEST };
             let ask = ask.min(burst);
             let now = at.saturating_sub(back);
-            let wait = bucket.wait(rate, ask, now);
+            let wait = bucket.wait(&rate, ask, now);
             if let Some(then) = now.checked_add(wait) {
-                prop_assert_eq!(bucket.wait(rate, ask, then), 0);
-                prop_assert!(wait == 0 || bucket.wait(rate, ask, then - 1) == 1);
+                prop_assert_eq!(bucket.wait(&rate, ask, then), 0);
+                prop_assert!(wait == 0 || bucket.wait(&rate, ask, then - 1) == 1);
             }
         }
 

@@ -2,7 +2,6 @@ use std::{borrow::Cow, fmt, sync::Arc};
 
 use coze_core::{Context, TenantId};
 use http::request::Parts;
-use indexmap::Equivalent;
 
 use crate::Quota;
 
@@ -59,7 +58,7 @@ impl Level {
     /// A quota for each key that `key` finds in a request. Does not apply where it finds none: a caller who leaves out what
     /// the key is made of is then not limited here.
     ///
-    /// A borrowed key costs no allocation. Keys of more than 256 bytes share one quota.
+    /// A borrowed key costs no allocation.
     #[must_use]
     pub fn per_key(
         name: &'static str,
@@ -69,11 +68,13 @@ impl Level {
         Self::new(name, quota, Keys::Custom(Arc::new(key)))
     }
 
-    /// How many keys are remembered at most, default 65 536; a key takes about 250 bytes.
+    /// How many keys have a cell of their own at most, default 65 536; a key takes 48 bytes, or 96 where the rate is above 255
+    /// (less than one in 100 finds no place before all are taken).
     ///
-    /// A key whose quota is full again is forgotten when it has not been used for a minute, or at once if another one needs
-    /// its place. Each new key looks at four remembered ones to find such. While there is no room, all new keys share one
-    /// quota among them; a key that then gets a place of its own starts with a full one. At 0 all requests share one quota.
+    /// A key whose quota is full again gives its place to the next key that needs one. While there is none, a key shares its
+    /// cells with others, in a sketch of fixed size (128 KiB, or 256): it never gets more than its quota, but may be
+    /// refused because of the others. If they took a times a quota in the last second, that happens with a probability of at most
+    /// (a / 1024)⁴. At 0 all requests share one quota.
     #[must_use]
     pub fn max_keys(self, max_keys: usize) -> Self {
         Self { max_keys, ..self }
@@ -84,6 +85,7 @@ impl Level {
     }
 
     /// Whose quota the request takes; `None` where the level does not apply.
+    #[inline]
     pub(crate) fn key<'a>(&'a self, parts: &'a Parts, context: &'a Context) -> Option<KeyRef<'a>> {
         let id = match &self.keys {
             Keys::Everybody => Cow::Borrowed(""),
@@ -118,19 +120,22 @@ pub(crate) struct KeyRef<'a> {
 }
 
 /// A key that is remembered. Fields and their order are those of [`KeyRef`], so that both hash alike.
+#[cfg(feature = "redis")]
 #[derive(PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     tenant: Option<TenantId>,
     id: Box<str>,
 }
 
+#[cfg(feature = "redis")]
 impl From<&KeyRef<'_>> for Key {
     fn from(key: &KeyRef<'_>) -> Self {
         Self { tenant: key.tenant.cloned(), id: (*key.id).into() }
     }
 }
 
-impl Equivalent<Key> for KeyRef<'_> {
+#[cfg(feature = "redis")]
+impl indexmap::Equivalent<Key> for KeyRef<'_> {
     fn equivalent(&self, key: &Key) -> bool {
         *self.id == *key.id && self.tenant == key.tenant.as_ref()
     }

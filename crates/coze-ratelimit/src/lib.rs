@@ -5,16 +5,19 @@ mod cell;
 mod cells;
 mod future;
 mod gcra;
+mod hash;
 mod layer;
 mod level;
 mod limits;
 mod permit;
+mod place;
 mod policy;
 mod queue;
 mod quota;
 #[cfg(feature = "redis")]
 mod redis;
 mod service;
+mod sync;
 mod window;
 
 pub use body::ResponseBody;

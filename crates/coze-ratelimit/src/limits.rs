@@ -10,8 +10,9 @@ use http::request::Parts;
 
 use crate::{
     Decision, Level, Permit, Policy, Quota, Rate,
-    cells::{Cells, Slot},
-    level::KeyRef,
+    cells::{self, Cells},
+    permit::InFlight,
+    place::LATEST,
 };
 
 /// The platform's limits on our calls (requirement R4.1).
@@ -42,7 +43,7 @@ struct Inner {
 #[derive(Debug)]
 struct Gate {
     level: Level,
-    cells: Cells,
+    cells: Arc<Cells>,
 }
 
 impl Limits {
@@ -71,7 +72,7 @@ impl Limits {
     #[must_use]
     pub fn level(mut self, level: Level) -> Self {
         let gates = &mut Arc::make_mut(&mut self.inner).gates;
-        let gate = Arc::new(Gate { cells: Cells::new(level.quota, level.max_keys), level });
+        let gate = Arc::new(Gate { cells: Arc::new(Cells::new([level.quota], level.max_keys)), level });
         match gates.iter_mut().find(|known| known.level.name == gate.level.name) {
             Some(known) => *known = gate,
             None => gates.push(gate),
@@ -87,13 +88,18 @@ impl Limits {
     /// nobody else comes, never zero; for concurrency it is one second, because nobody knows.
     pub fn check(&self, parts: &Parts, context: &Context, now: Instant) -> Result<Permit, Error> {
         let now = self.nanos(now);
-        involve(&self.inner.gates, parts, context, now, None).map_err(Refusal::into)
+        let mut permit = Permit::default();
+        match involve(&self.inner.gates, parts, context, now, None, &mut permit) {
+            None => Ok(permit),
+            Some(refusal) => Err(refusal.into()),
+        }
     }
 
     /// Nanoseconds since the beginning; zero for a time before it.
     fn nanos(&self, now: Instant) -> u64 {
         let beginning = *self.inner.beginning.get_or_init(|| now);
-        u64::try_from(now.saturating_duration_since(beginning).as_nanos()).unwrap_or(u64::MAX)
+        let elapsed = now.saturating_duration_since(beginning);
+        elapsed.as_secs().saturating_mul(1_000_000_000).saturating_add(elapsed.subsec_nanos().into()).min(LATEST)
     }
 }
 
@@ -109,7 +115,7 @@ impl Policy for Limits {
 /// A level that applies to the request, and the one before it. On the stack, so that nothing is allocated.
 struct Involved<'a> {
     gate: &'a Gate,
-    key: KeyRef<'a>,
+    hash: u64,
     before: Option<&'a Involved<'a>>,
 }
 
@@ -120,26 +126,46 @@ fn involve(
     context: &Context,
     now: u64,
     before: Option<&Involved<'_>>,
-) -> Result<Permit, Refusal> {
-    let Some((gate, rest)) = gates.split_first() else { return decide(before, now, None) };
-    match gate.level.key(parts, context) {
-        Some(key) => involve(rest, parts, context, now, Some(&Involved { gate, key, before })),
-        None => involve(rest, parts, context, now, before),
+    permit: &mut Permit,
+) -> Option<Refusal> {
+    let Some((gate, rest)) = gates.split_first() else { return decide(before, now, None, permit) };
+    match gate.level.key(parts, context).map(|key| gate.cells.hash(&key)) {
+        Some(hash) => involve(rest, parts, context, now, Some(&Involved { gate, hash, before }), permit),
+        None => involve(rest, parts, context, now, before, permit),
     }
 }
 
 /// Locks and asks each level on the way in, the last one first, so that the cells that many requests share are locked for the
 /// shortest time; takes from each on the way back, when all have agreed.
-fn decide(involved: Option<&Involved<'_>>, now: u64, refusal: Option<Refusal>) -> Result<Permit, Refusal> {
-    let Some(Involved { gate, key, before }) = involved else { return refusal.map_or(Ok(Permit::default()), Err) };
-    let slot = gate.cells.lock(key, now);
-    let refusal = match (gate.refusal(&slot, now), refusal) {
-        (Some(this), Some(later)) if this.wait < later.wait => Some(later),
-        (this, later) => this.or(later),
+fn decide(involved: Option<&Involved<'_>>, now: u64, refusal: Option<Refusal>, permit: &mut Permit) -> Option<Refusal> {
+    let Some(involved) = involved else { return refusal };
+    let (Involved { gate, hash, before }, quota) = (involved, &involved.gate.level.quota);
+    let Some(locked) = gate.cells.known(*hash) else { return decide_new(involved, now, refusal, permit) };
+    let refusal = if cells::fits(quota, &locked, 1, now) {
+        refusal
+    } else {
+        longest(gate, cells::wait(quota, &locked, 1, now), refusal)
     };
-    let mut permit = decide(*before, now, refusal)?;
-    slot.take(now, &mut permit);
-    Ok(permit)
+    let refusal = decide(*before, now, refusal, permit);
+    if refusal.is_none() {
+        cells::take(quota, locked, 1, now);
+        gate.hold(*hash, false, permit);
+    }
+    refusal
+}
+
+/// The same for a key that has no cell of its own yet.
+#[cold]
+fn decide_new(involved: &Involved<'_>, now: u64, refusal: Option<Refusal>, permit: &mut Permit) -> Option<Refusal> {
+    let (Involved { gate, hash, before }, quota) = (involved, &involved.gate.level.quota);
+    let slot = gate.cells.add(quota, *hash, now);
+    let refusal = if slot.fits(quota, 1, now) { refusal } else { longest(gate, slot.wait(quota, 1, now), refusal) };
+    let refusal = decide(*before, now, refusal, permit);
+    if refusal.is_none() {
+        let is_shared = slot.take(quota, 1, now);
+        gate.hold(*hash, is_shared, permit);
+    }
+    refusal
 }
 
 /// Why a level has no room; times in nanoseconds.
@@ -151,12 +177,18 @@ pub(crate) struct Refusal {
 }
 
 impl Gate {
-    fn refusal(&self, slot: &Slot<'_>, now: u64) -> Option<Refusal> {
-        match slot.wait(now) {
-            0 => None,
-            wait => Some(Refusal { name: self.level.name, quota: self.level.quota, wait, reset: slot.reset(now) }),
+    fn hold(&self, hash: u64, is_shared: bool, permit: &mut Permit) {
+        if let Quota::Concurrency(_) = self.level.quota {
+            permit.hold(InFlight { cells: self.cells.clone(), hash, requests: 1, is_shared });
         }
     }
+}
+
+/// The refusal of this level, or that of a later one if it waits longer.
+#[cold]
+fn longest(gate: &Gate, (wait, reset): (u64, u64), later: Option<Refusal>) -> Option<Refusal> {
+    let Level { name, quota, .. } = gate.level;
+    later.filter(|later| later.wait > wait).or(Some(Refusal { name, quota, wait, reset }))
 }
 
 impl From<Refusal> for Error {

@@ -2,6 +2,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::cells::Cells;
+
 /// What an admitted request holds of the levels that limit concurrency. Dropping it gives everything back.
 #[derive(Debug, Default)]
 pub struct Permit {
@@ -14,14 +16,17 @@ impl Permit {
     }
 }
 
-/// The requests in flight of one key: the cell has one, each request has a clone, and the number of clones is the count.
-/// So a request is given back exactly once, without a lock, however it ends.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct InFlight(Arc<()>);
+/// A request in flight, counted in the cell of its key until this is dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    pub(crate) cells: Arc<Cells>,
+    pub(crate) hash: u64,
+    pub(crate) requests: u32,
+    pub(crate) is_shared: bool,
+}
 
-impl InFlight {
-    /// Clones are made under the lock of the cell, so there: at least the requests that are in flight.
-    pub(crate) fn count(&self) -> usize {
-        Arc::strong_count(&self.0) - 1
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.cells.end(self.hash, self.requests, self.is_shared);
     }
 }

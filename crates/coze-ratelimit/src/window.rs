@@ -4,26 +4,39 @@
 //! consecutive slices, and hence about any 900 ms, wherever they begin. It is none about any whole second: a second that
 //! begins within a slice touches eleven, so it may see `limit` requests in its first slice and `limit` in its last.
 
-/// Length of a slice in nanoseconds.
-const SLICE: u64 = 100_000_000;
-const SLICES: usize = 10;
+pub(crate) const SLICES: usize = 10;
+/// Nanoseconds of the window, and of a slice.
+pub(crate) const SECOND: u64 = 1_000_000_000;
+const SLICE: u64 = SECOND / SLICES as u64;
+
+/// The number of the slice that `now` is in.
+pub(crate) const fn slice(now: u64) -> u64 {
+    now / SLICE
+}
 
 /// What one key used of the last second. The unused window is the default.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Window {
     /// The number of the newest slice that counts anything. It never goes back.
-    newest: u64,
+    pub(crate) newest: u64,
     /// Requests per slice, the newest first.
-    counts: [u32; SLICES],
+    pub(crate) counts: [u32; SLICES],
 }
 
 impl Window {
+    /// Whether `requests` fit now. At most `limit` ever fit.
+    pub(crate) fn fits(&self, limit: u32, requests: u32, slice: u64) -> bool {
+        let age = self.age(slice);
+        let live = &self.counts[..SLICES - age];
+        live.iter().copied().map(u64::from).sum::<u64>() <= room(limit, requests)
+    }
+
     /// Nanoseconds from `now` until `requests` fit, if nobody else comes: zero if they fit now. At most `limit` ever fit.
     pub(crate) fn wait(&self, limit: u32, requests: u32, now: u64) -> u64 {
-        let current = now / SLICE;
+        let current = slice(now);
         let age = self.age(current);
         let live = &self.counts[..SLICES - age];
-        let room = u64::from(limit.saturating_sub(requests));
+        let room = room(limit, requests);
         let mut used: u64 = live.iter().copied().map(u64::from).sum();
         if used <= room {
             return 0;
@@ -37,21 +50,35 @@ impl Window {
         slices.saturating_mul(SLICE) - now % SLICE
     }
 
-    /// Counts one request, for which [`Window::wait`] was zero.
-    pub(crate) fn take(&mut self, now: u64) {
-        let current = now / SLICE;
-        let age = self.age(current);
-        self.counts.copy_within(..SLICES - age, age);
-        self.counts[..age].fill(0);
-        self.counts[0] = self.counts[0].saturating_add(1);
-        self.newest = self.newest.max(current);
+    /// Counts requests, which fitted or are owed.
+    pub(crate) fn take(&mut self, requests: u32, slice: u64) {
+        let age = self.age(slice);
+        if age > 0 {
+            self.counts.copy_within(..SLICES - age, age);
+            self.counts[..age].fill(0);
+            self.newest = slice;
+        }
+        self.counts[0] = self.counts[0].saturating_add(requests);
+    }
+
+    /// Forgets what is above the limit, the oldest first.
+    pub(crate) fn skim(&mut self, limit: u32) {
+        let mut room = limit;
+        for count in &mut self.counts {
+            *count = room.min(*count);
+            room -= *count;
+        }
     }
 
     /// How many slices have begun since the newest one that counts, as far as it matters. A slice before the newest counts
     /// as the newest.
-    fn age(&self, current: u64) -> usize {
-        usize::try_from(current.saturating_sub(self.newest)).map_or(SLICES, |age| age.min(SLICES))
+    fn age(&self, slice: u64) -> usize {
+        usize::try_from(slice.saturating_sub(self.newest)).map_or(SLICES, |age| age.min(SLICES))
     }
+}
+
+fn room(limit: u32, requests: u32) -> u64 {
+    u64::from(limit.saturating_sub(requests))
 }
 
 #[cfg(test)]
@@ -62,10 +89,16 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
+    fn wait(window: &Window, limit: u32, requests: u32, now: u64) -> u64 {
+        let wait = window.wait(limit, requests, now);
+        assert_eq!(window.fits(limit, requests, now / SLICE), wait == 0);
+        wait
+    }
+
     fn admit(window: &mut Window, limit: u32, now: u64) -> bool {
-        let admitted = window.wait(limit, 1, now) == 0;
+        let admitted = wait(window, limit, 1, now) == 0;
         if admitted {
-            window.take(now);
+            window.take(1, now / SLICE);
         }
         admitted
     }
@@ -80,7 +113,7 @@ mod tests {
     fn a_request_leaves_ten_slices_later() {
         let mut window = Window::default();
         assert!(admit(&mut window, 1, 99 * MS));
-        assert_eq!(window.wait(1, 1, 99 * MS), 901 * MS);
+        assert_eq!(wait(&window, 1, 1, 99 * MS), 901 * MS);
         assert!(!admit(&mut window, 1, 1000 * MS - 1));
         assert!(admit(&mut window, 1, 1000 * MS));
     }
@@ -128,9 +161,9 @@ mod tests {
             }
             let ask = ask.min(limit);
             let now = (now + further).saturating_sub(back);
-            let wait = window.wait(limit, ask, now);
-            prop_assert_eq!(window.wait(limit, ask, now + wait), 0);
-            prop_assert!(wait == 0 || window.wait(limit, ask, now + wait - 1) == 1);
+            let exact = wait(&window, limit, ask, now);
+            prop_assert_eq!(wait(&window, limit, ask, now + exact), 0);
+            prop_assert!(exact == 0 || wait(&window, limit, ask, now + exact - 1) == 1);
         }
 
         #[test]

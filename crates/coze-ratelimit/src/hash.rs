@@ -1,0 +1,132 @@
+//! What a key is remembered by: 64 bits, so that a cell is small and no caller's text is kept.
+//!
+//! The hash is multilinear: the words of the key, each times a secret number of 128 bits, added up; the upper half of the sum.
+//! Two different keys have the same hash with a probability of 2⁻⁶⁴, whatever they are, for whoever does not know the secrets
+//! (Lemire and Kaser, "Strongly universal string hashing is fast", 2014). Among a million keys any two are the same with a
+//! probability of 2⁻²⁵ (n² / 2⁶⁵). They then share one quota: the error is towards refusing.
+
+use std::hash::{BuildHasher, RandomState};
+
+/// Words of the longest key that is hashed as it is: two ids of 128 bytes, and their lengths.
+const WORDS: usize = 34;
+/// Longer parts are hashed by `SipHash` first.
+const MAX_PART: usize = 128;
+
+#[derive(Debug)]
+pub(crate) struct KeyHash {
+    secrets: Box<[u128; WORDS + 1]>,
+    long: RandomState,
+}
+
+impl KeyHash {
+    pub(crate) fn new() -> Self {
+        let random = RandomState::new();
+        let secret = |i| u128::from(random.hash_one((i, 0))) << 64 | u128::from(random.hash_one((i, 1)));
+        Self { secrets: Box::new(std::array::from_fn(secret)), long: RandomState::new() }
+    }
+
+    /// The hash of a key that belongs to somebody, or to nobody.
+    #[inline]
+    pub(crate) fn of(&self, whose: Option<&[u8]>, key: &[u8]) -> u64 {
+        let mut sum = Sum { total: self.secrets[0], secrets: self.secrets[1..].iter() };
+        if let Some(whose) = whose {
+            sum.add_part(whose, &self.long);
+        }
+        sum.add_part(key, &self.long);
+        // The upper half is all there is.
+        u64::try_from(sum.total >> 64).expect("64 bits")
+    }
+}
+
+struct Sum<'a> {
+    total: u128,
+    secrets: std::slice::Iter<'a, u128>,
+}
+
+impl Sum<'_> {
+    #[inline]
+    fn add(&mut self, word: u64) {
+        let secret = self.secrets.next().expect("two parts have no more words");
+        self.total = self.total.wrapping_add(secret.wrapping_mul(word.into()));
+    }
+
+    /// Adds the length first, which says how the words that follow were made, and is never zero, so that an empty part is not the
+    /// same as none: no two keys are the same words.
+    #[inline]
+    fn add_part(&mut self, part: &[u8], long: &RandomState) {
+        self.add(part.len() as u64 + 1);
+        match part.len() {
+            0..8 => self.add(short(part)),
+            8..=MAX_PART => {
+                let (words, rest) = part.as_chunks();
+                words.iter().for_each(|word| self.add(u64::from_le_bytes(*word)));
+                // The last eight bytes, some of which were added before: no loop over those that are left.
+                if !rest.is_empty() {
+                    self.add(u64::from_le_bytes(*part.last_chunk().expect("eight or more")));
+                }
+            }
+            _ => self.add(long.hash_one(part)),
+        }
+    }
+}
+
+/// Up to seven bytes; some may be in it twice.
+fn short(bytes: &[u8]) -> u64 {
+    match (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
+        (Some(first), Some(last)) => u64::from(u32::from_le_bytes(*first)) | u64::from(u32::from_le_bytes(*last)) << 32,
+        _ => bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn parts_of_all_lengths_differ_in_each_of_their_bytes() {
+        let hash = KeyHash::new();
+        let mut seen = HashSet::new();
+        for len in 0..300 {
+            let key = vec![b'k'; len];
+            assert!(seen.insert(hash.of(None, &key)), "{len} bytes");
+            for changed in 0..len {
+                let mut other = key.clone();
+                other[changed] = b'x';
+                assert!(seen.insert(hash.of(None, &other)), "byte {changed} of {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_bits_of_the_hash_are_even() {
+        let hash = KeyHash::new();
+        let mut ones = [0_u32; 64];
+        for n in 0..100_000 {
+            let bits = hash.of(None, format!("user-{n}").as_bytes());
+            for (bit, ones) in ones.iter_mut().enumerate() {
+                *ones += u32::from(bits >> bit & 1 == 1);
+            }
+        }
+        assert!(ones.iter().all(|ones| (48_000..52_000).contains(ones)), "{ones:?}");
+    }
+
+    #[test]
+    fn two_processes_hash_differently() {
+        assert_ne!(KeyHash::new().of(None, b"user"), KeyHash::new().of(None, b"user"));
+    }
+
+    proptest! {
+        #[test]
+        fn where_a_key_begins_matters(text in prop::collection::vec(any::<u8>(), 0..300), a in any::<usize>(), b in any::<usize>()) {
+            let (a, b) = (a % (text.len() + 1), b % (text.len() + 1));
+            let hash = KeyHash::new();
+            let split = |at: usize| hash.of(Some(&text[..at]), &text[at..]);
+            prop_assert_eq!(a == b, split(a) == split(b));
+            prop_assert_ne!(split(a), hash.of(None, &text));
+        }
+    }
+}
