@@ -14,7 +14,7 @@ use std::{
 
 use coze_benches::{BATCH, criterion};
 use coze_core::{Context, UserId};
-use coze_ratelimit::{Level, Limits, Policy, Rate};
+use coze_ratelimit::{Level, Limits, Rate};
 use criterion::Criterion;
 use governor::{RateLimiter, clock::Clock, nanos::Nanos};
 use http::Request;

@@ -33,9 +33,14 @@ impl KeyHash {
             sum.add_part(whose, &self.long);
         }
         sum.add_part(key, &self.long);
-        // The upper half is all there is.
-        u64::try_from(sum.total >> 64).expect("64 bits")
+        mix(u64::try_from(sum.total >> 64).expect("the upper half"))
     }
+}
+
+/// Keys that follow each other have sums that do, too: this scatters them. It can be undone, so no two sums become the same.
+fn mix(sum: u64) -> u64 {
+    let mixed = (sum ^ (sum >> 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mixed ^ (mixed >> 32)
 }
 
 struct Sum<'a> {
