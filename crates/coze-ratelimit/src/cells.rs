@@ -6,14 +6,15 @@ use crate::{
     hash::KeyHash,
     level::KeyRef,
     place::{Found, Locked, PROBES, Place, Segment},
-    sync::{MutexGuard, Ordering},
+    slot::Slot,
+    sync::Ordering,
 };
 
 /// Places of a segment. They are reserved together when the first key comes to one of them: 128 KiB, or 256 if they are wide.
 const SEGMENT: usize = 4096;
 
 /// The sketch: so many rows of so many places each.
-const ROWS: usize = 4;
+pub(crate) const ROWS: usize = 4;
 const COLUMNS: usize = 1024;
 
 /// The cells of one level, found by a keyed hash of the key: one for each of a bounded number of keys, and a sketch for all others.
@@ -30,15 +31,6 @@ pub(crate) struct Cells {
     places: usize,
     segments: Box<[OnceLock<Segment>]>,
     sketch: OnceLock<Segment>,
-}
-
-/// The cells of one key, locked until the slot is dropped or its request taken.
-#[derive(Debug)]
-pub(crate) enum Slot<'a> {
-    Known(Locked<'a>),
-    /// A key that is remembered only once a request of it is taken: a refused one leaves no trace.
-    New(Locked<'a>, u64, MutexGuard<'a, ()>),
-    Shared([Locked<'a>; ROWS]),
 }
 
 impl Cells {
@@ -132,88 +124,6 @@ fn places(sketch: &Segment, hash: u64) -> impl Iterator<Item = Place<'_>> {
         let column = usize::try_from((hash >> (16 * row)) % COLUMNS as u64).expect("a column");
         sketch.place(row * COLUMNS + column)
     })
-}
-
-impl Slot<'_> {
-    /// Whether so many requests fit, for which nobody waits.
-    pub(crate) fn fits(&self, quota: &Quota, requests: u32, now: u64) -> bool {
-        match self {
-            Self::Known(locked) => fits(quota, locked, requests, now),
-            Self::New(..) => true,
-            Self::Shared(row) => row.iter().any(|locked| fits(quota, locked, requests, now)),
-        }
-    }
-
-    /// Time until so many requests fit, and until the full quota fits ([`Usage::reset`]), if nobody else comes.
-    pub(crate) fn wait(&self, quota: &Quota, requests: u32, now: u64) -> (u64, u64) {
-        match self {
-            Self::Known(locked) => wait(quota, locked, requests, now),
-            Self::New(..) => (0, 0),
-            Self::Shared(row) => row.iter().map(|locked| wait(quota, locked, requests, now)).min().unwrap_or_default(),
-        }
-    }
-
-    /// Takes requests, which fitted. Says whether the sketch has them.
-    pub(crate) fn take(self, quota: &Quota, requests: u32, now: u64) -> bool {
-        match (self, quota) {
-            (Self::Known(locked), _) => take(quota, locked, requests, now),
-            (Self::New(mut locked, tag, _adding), quota) => {
-                locked.give(tag);
-                // What is left there of another key's cell is as good as nothing.
-                change(quota, &mut locked, requests, now);
-            }
-            (Self::Shared(mut row), quota) => {
-                row.iter_mut().for_each(|locked| change(quota, locked, requests, now));
-                return true;
-            }
-        }
-        false
-    }
-}
-
-/// [`Slot::fits`] of one cell.
-#[inline]
-pub(crate) fn fits(quota: &Quota, locked: &Locked<'_>, requests: u32, now: u64) -> bool {
-    match quota {
-        Quota::Rate(rate) => cell::fits(rate, locked.at, locked.words(), requests, now),
-        Quota::Concurrency(limit) => cell::fits_in_flight(*limit, requests, locked.words()),
-    }
-}
-
-/// [`Slot::wait`] of one cell.
-#[cold]
-pub(crate) fn wait(quota: &Quota, locked: &Locked<'_>, requests: u32, now: u64) -> (u64, u64) {
-    match quota {
-        Quota::Rate(rate) => {
-            let usage = Usage::load(locked.at, locked.words());
-            (usage.wait(rate, requests, now), usage.reset(rate, now))
-        }
-        // Nobody knows when a request in flight will end: another try is worth it in a second.
-        Quota::Concurrency(_) => (cell::ANOTHER_TRY, cell::ANOTHER_TRY),
-    }
-}
-
-/// [`Slot::take`] of one cell that no other key shares.
-#[inline]
-pub(crate) fn take(quota: &Quota, mut locked: Locked<'_>, requests: u32, now: u64) {
-    match quota {
-        Quota::Rate(rate) => cell::take(rate, &mut locked, requests, now),
-        Quota::Concurrency(_) => cell::hold(&mut locked, requests, now),
-    }
-}
-
-/// [`Slot::take`] of one cell that may have more in it than fits.
-fn change(quota: &Quota, locked: &mut Locked<'_>, requests: u32, now: u64) {
-    match quota {
-        Quota::Rate(rate) => {
-            let mut usage = Usage::load(locked.at, locked.words());
-            usage.take(rate, requests, now);
-            // A cell that is used up has no more to give; no key of it has used more than its quota.
-            usage.skim(rate);
-            usage.store(locked);
-        }
-        Quota::Concurrency(_) => cell::hold(locked, requests, now),
-    }
 }
 
 impl fmt::Debug for Cells {

@@ -17,6 +17,7 @@ mod quota;
 #[cfg(feature = "redis")]
 mod redis;
 mod service;
+mod slot;
 mod sync;
 mod window;
 

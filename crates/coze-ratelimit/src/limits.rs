@@ -8,12 +8,7 @@ use std::{
 use coze_core::{Context, Error, Kind, Limit};
 use http::request::Parts;
 
-use crate::{
-    Decision, Level, Permit, Policy, Quota, Rate,
-    cells::{self, Cells},
-    permit::InFlight,
-    place::LATEST,
-};
+use crate::{Decision, Level, Permit, Policy, Quota, Rate, cells::Cells, permit::InFlight, place::LATEST, slot};
 
 /// The platform's limits on our calls (requirement R4.1).
 const APP: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
@@ -141,14 +136,14 @@ fn decide(involved: Option<&Involved<'_>>, now: u64, refusal: Option<Refusal>, p
     let Some(involved) = involved else { return refusal };
     let (Involved { gate, hash, before }, quota) = (involved, &involved.gate.level.quota);
     let Some(locked) = gate.cells.known(*hash) else { return decide_new(involved, now, refusal, permit) };
-    let refusal = if cells::fits(quota, &locked, 1, now) {
+    let refusal = if slot::fits(quota, &locked, 1, now) {
         refusal
     } else {
-        longest(gate, cells::wait(quota, &locked, 1, now), refusal)
+        longest(gate, slot::wait(quota, &locked, 1, now), refusal)
     };
     let refusal = decide(*before, now, refusal, permit);
     if refusal.is_none() {
-        cells::take(quota, locked, 1, now);
+        slot::take(quota, locked, 1, now);
         gate.hold(*hash, false, permit);
     }
     refusal
