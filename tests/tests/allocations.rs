@@ -9,8 +9,9 @@ use std::{
 };
 
 use allocation_counter::measure;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use coze_auth::{AuthLayer, Bearer, Key, Static, Webhook, WebhookKeys};
+use coze_auth::{Algorithm, AuthLayer, Bearer, Issuer, Jwt, JwtKey, JwtKeys, Key, Static, Webhook, WebhookKeys};
 use coze_core::{BotId, Context, TenantId, UserId};
 use coze_errmap::{Classifier, ErrMapLayer, Responder};
 use coze_observe::{Inbound, ObserveLayer, Outbound};
@@ -18,7 +19,10 @@ use coze_ratelimit::{Level, Limits, Rate, RateLimitLayer};
 use coze_retry::{RetryLayer, Standard};
 use coze_tenant::{Propagate, Registry, TenantLayer};
 use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
+use http::{
+    HeaderValue, Request, Response,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+};
 use http_body::Body;
 use http_body_util::Full;
 use sha2::Sha256;
@@ -137,6 +141,23 @@ fn a_request_that_may_be_sent_again_allocates_a_copy_of_its_head_and_one_that_is
     let ask = || inside(question(), |_| {});
     let never = RetryLayer::new(Standard::new().tries(0));
     assert_eq!((cost(never.layer(bare()), read), cost(never.layer(bare()), ask)), (0, 0));
+}
+
+#[test]
+fn a_token_that_was_verified_before_allocates_nothing() {
+    let secret = "0123456789abcdef0123456789abcdef";
+    let claims = r#"{"iss":"issuer","sub":"a","exp":253402300799,"scope":"read"}"#;
+    let signed = [r#"{"alg":"HS256"}"#, claims].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
+    let mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any length").chain_update(&signed).finalize();
+    let token = format!("Bearer {signed}.{}", URL_SAFE_NO_PAD.encode(mac.into_bytes()));
+
+    let key = JwtKey::new(Algorithm::Hs256, secret).expect("32 bytes");
+    let jwt = Jwt::new([Issuer::new("issuer", JwtKeys::new([key]).expect("one key"))]).expect("one issuer");
+    let request = || {
+        let request = Request::get("/").header(AUTHORIZATION, &token).body(Full::default()).expect("valid");
+        inside(request, |_| {})
+    };
+    assert_eq!(cost(AuthLayer::new(jwt).layer(bare()), request), 0);
 }
 
 #[test]

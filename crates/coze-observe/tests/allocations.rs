@@ -4,6 +4,7 @@ use std::{
     future::{Future, Ready, ready},
     pin::pin,
     task::{Context as Task, Poll, Waker},
+    time::Duration,
 };
 
 use allocation_counter::measure;
@@ -54,6 +55,7 @@ fn request() -> Request<()> {
     let context = Context::of(request.extensions_mut());
     context.tenant.set(TenantId::new("acme").expect("valid")).expect("empty");
     context.failure.set((Kind::Content, "refused")).expect("empty");
+    context.token_life.set(Duration::from_secs(9)).expect("empty");
     *request.headers_mut() = HeaderMap::with_capacity(8);
     request.headers_mut().insert(REQUEST_ID_HEADER, HeaderValue::from_static("req-1"));
     request
