@@ -9,7 +9,8 @@ use std::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use coze_auth::{
-    Algorithm, Callback, Issuer, Jwt, JwtKey, JwtKeys, Key, KeyFetch, Policy, Routes, Webhook, WebhookKeys,
+    Algorithm, ApiKey, ApiKeys, Callback, Issuer, Jwt, JwtKey, JwtKeys, Key, KeyFetch, Policy, Routes,
+    StandardWebhooks, Webhook, WebhookKeys,
 };
 use coze_core::{BotId, Error, Kind};
 use hmac::{Hmac, KeyInit, Mac};
@@ -84,6 +85,11 @@ pub(crate) fn cases() -> Vec<Case> {
         case(same("SIGNATURE_INVALID"), [hook, "b1"], webhook(), of_another("/webhook/b1")),
         case(same("SIGNATURE_INVALID"), [back, "app-1"], callback(), event(NOW, "another")),
         by_token("SIGNATURE_INVALID", ISSUER, &forged()),
+        case(same("SIGNATURE_INVALID"), [hook, "billing"], standard(), {
+            let head = unsigned("/webhook/b1").header("webhook-id", "m1").header("webhook-timestamp", NOW);
+            let head = head.header("webhook-signature", format!("v1,{}=", "A".repeat(43)));
+            head.body(Full::default()).expect("valid")
+        }),
         by_token("PARSE_ERROR", "_unknown", "nonsense"),
         case(
             same("PARSE_ERROR"),
@@ -93,9 +99,11 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         case(["UNKNOWN_KEY", "signature_invalid"], [hook, "_unknown"], webhook(), signed("/webhook/b2", "hi")),
         case(same("UNKNOWN_KEY"), [bots, ISSUER], jwt(named()), bearing(&token("a", LIFE, ""))),
+        case(same("UNKNOWN_KEY"), [bots, "_unknown"], api_keys(), bearing(&"x".repeat(32))),
         by_token("AUDIENCE_MISMATCH", ISSUER, &token("a", LIFE, r#","aud":"others""#)),
         by_token("ISSUER_MISMATCH", "_unknown", &token_of("https://evil.example", "a", LIFE, "")),
         by_routes("MISSING_SCOPE", Request::get("/bots/b1?secret=1")),
+        case(same("MISSING_SCOPE"), [bots, "ci"], api_keys().access(routes()), bearing(SECRET)),
         by_routes("POLICY_DENIED", Request::get("/bots/b1/").uri("/bots/denied")),
         replay,
         case(same("MISSING_CREDENTIALS"), [hook, "b1"], webhook(), {
@@ -146,6 +154,14 @@ fn event(at: u64, token: &str) -> Request<Full<Bytes>> {
     let head = Request::post("/callback").header("x-coze-timestamp", &at).header("x-coze-nonce", nonce);
     let head = head.header("x-coze-signature", signature).header("accept", "application/problem+json");
     head.body(Full::from(body)).expect("valid")
+}
+
+fn standard() -> StandardWebhooks {
+    StandardWebhooks::new("billing", [Key::new(SECRET).expect("not empty")]).expect("one secret").clock(clock)
+}
+
+fn api_keys() -> ApiKeys {
+    ApiKeys::new([ApiKey::new("ci", SECRET).expect("32 characters")]).expect("one key")
 }
 
 fn key() -> JwtKey {
