@@ -74,7 +74,7 @@ impl Backend {
             tasks,
             stop: CancellationToken::new(),
         });
-        secrets.keep(app.store.clone(), &config.storage.conversations);
+        secrets.keep(&app.store, &app.sessions, &config.storage);
         let platform = (!echo).then(|| (config.platform.url.host().to_owned(), config.platform.url.port()));
         let routes = stack::routes(config, &app, secrets)?
             .merge(probes(Arc::new(Readiness::new(app.clone(), platform)), metrics.clone()));

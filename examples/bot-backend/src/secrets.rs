@@ -19,6 +19,7 @@ pub(crate) use token::Given;
 
 use crate::{
     config::{self, Config, Source},
+    sessions::Sessions,
     store::Store,
 };
 
@@ -58,11 +59,11 @@ impl Secrets {
             let message = places.wrong(key, error.message()).to_string();
             Error::new(Kind::Precondition, "config").with_message(message).with_source(error)
         };
+        let how = config.secrets;
         if let Some(vault) = &config.vault {
-            self.vault = Some(connect::session(vault).await.map_err(|error| refused("vault", error))?);
+            self.vault = Some(connect::session(vault, how.poll).await.map_err(|error| refused("vault", error))?);
         }
         let mut fields = HashMap::new();
-        let how = config.secrets;
         for (key, secret) in config.secrets_mut() {
             let handle = self.handle(secret.source(), how, &mut fields).await.map_err(|error| refused(&key, error))?;
             let Some(handle) = handle else { continue };
@@ -162,15 +163,26 @@ impl Secrets {
         Ok(given)
     }
 
-    /// Lets the store change over whenever its URL or its credentials change.
-    pub(crate) fn keep(&mut self, store: Store, url: &config::Secret) {
+    /// Lets the store and the sessions change over whenever their URLs or credentials change.
+    pub(crate) fn keep(&mut self, store: &Store, sessions: &Sessions, storage: &config::Storage) {
+        let (store, base) = (store.clone(), storage.conversations.clone());
         if let Some((_, watch)) = self.credentials.take() {
-            let base = url.clone();
-            self.tasks.spawn(change_over(store, watch, move |user| as_user(&base, user)));
-        } else if let Some(handle) = self.handles.get(url.source()) {
-            let watch = handle.watch();
-            self.tasks
-                .spawn(change_over(store, watch, |url| Ok(config::Secret::new(url.expose_str().unwrap_or_default()))));
+            self.tasks.spawn(change_over("conversations", watch, move |user| {
+                let (store, url) = (store.clone(), as_user(&base, &user));
+                async move { store.change_over(&url?).await }
+            }));
+        } else if let Some(handle) = self.handles.get(base.source()) {
+            self.tasks.spawn(change_over("conversations", handle.watch(), move |url| {
+                let store = store.clone();
+                async move { store.change_over(&as_url(&url)).await }
+            }));
+        }
+        if let Some(handle) = self.handles.get(storage.sessions.source()) {
+            let sessions = sessions.clone();
+            self.tasks.spawn(change_over("sessions", handle.watch(), move |url| {
+                let sessions = sessions.clone();
+                async move { sessions.change_over(&as_url(&url)).await }
+            }));
         }
     }
 
@@ -205,24 +217,26 @@ fn as_user(url: &config::Secret, user: &Credentials) -> Result<config::Secret, E
     })
 }
 
-async fn change_over<T>(store: Store, mut watch: Watch<T>, url: impl Fn(&T) -> Result<config::Secret, Error>) {
+fn as_url(secret: &SecretBytes) -> config::Secret {
+    config::Secret::new(secret.expose_str().unwrap_or_default())
+}
+
+/// Changes over to each new version, again and again until it is taken or a newer one is there.
+async fn change_over<T, F>(what: &'static str, mut watch: Watch<T>, change: impl Fn(Arc<T>) -> F)
+where
+    F: Future<Output = Result<(), Error>>,
+{
     while let Some(mut version) = watch.changed().await {
         let mut pause = AGAIN.0;
-        loop {
-            let changed = match url(&version) {
-                Ok(url) => store.change_over(&url).await,
-                Err(error) => Err(error),
-            };
-            let Err(error) = changed else { break };
-            tracing::warn!(reason = error.reason(), %error, "the database refuses new credentials: the last ones stay");
-            // Newer ones are better than another try.
+        while let Err(error) = change(version.clone()).await {
+            tracing::warn!(what, reason = error.reason(), %error, "new credentials are refused: the last ones stay");
             match timeout(pause, watch.changed()).await {
                 Ok(Some(newer)) => version = newer,
                 Ok(None) => return,
                 Err(_) => pause = (pause * 2).min(AGAIN.1),
             }
         }
-        tracing::info!("the database is used with new credentials");
+        tracing::info!(what, "new credentials are used");
     }
 }
 

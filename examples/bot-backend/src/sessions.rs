@@ -2,8 +2,9 @@
 //!
 //! What is lost here is found again in the store of conversations.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use coze_core::{Error, Kind};
 use moka::future::Cache;
 use redis::{
@@ -26,8 +27,8 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 pub(crate) enum Sessions {
     /// In this process: at most 100 000, those not used for longest go first.
     Memory(Cache<String, String>),
-    /// In Redis, shared by all nodes.
-    Redis(ConnectionManager),
+    /// In Redis, shared by all nodes. The connection is replaced when the URL changes.
+    Redis(Arc<ArcSwap<ConnectionManager>>),
 }
 
 impl Sessions {
@@ -40,20 +41,20 @@ impl Sessions {
         if url.expose() == "memory" {
             return Ok(Self::Memory(Cache::builder().max_capacity(MAX_SESSIONS).time_to_idle(IDLE).build()));
         }
-        let invalid = |e: RedisError| {
-            Error::new(Kind::Invalid, "sessions_url")
-                .with_message("the sessions URL is not one of redis")
-                .with_source(e)
-        };
-        let info = url.expose().into_connection_info().map_err(invalid)?;
-        // Not the default of this client: a command is a few bytes that would wait for more.
-        let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(TIMEOUT))
-            .set_response_timeout(Some(TIMEOUT))
-            .set_number_of_retries(1);
-        let client = Client::open(info).map_err(invalid)?;
-        Ok(Self::Redis(ConnectionManager::new_lazy_with_config(client, config).map_err(invalid)?))
+        Ok(Self::Redis(Arc::new(ArcSwap::from_pointee(connection(url)?))))
+    }
+
+    /// Changes over to another URL of Redis once that answers. What is under way ends where it began.
+    ///
+    /// # Errors
+    /// Those of [`Sessions::open`] and [`Sessions::get`]; then everything stays as it is. So it does in memory.
+    pub(crate) async fn change_over(&self, url: &Secret) -> Result<(), Error> {
+        if let Self::Redis(redis) = self {
+            let mut connection = connection(url)?;
+            ping(&mut connection).await?;
+            redis.store(Arc::new(connection));
+        }
+        Ok(())
     }
 
     /// The platform's conversation of the message's, if it is known here.
@@ -65,7 +66,7 @@ impl Sessions {
             Self::Memory(cache) => Ok(cache.get(&key(message)).await),
             Self::Redis(redis) => {
                 let expiry = redis::Expiry::EX(IDLE.as_secs());
-                redis.clone().get_ex(key(message), expiry).await.map_err(unavailable)
+                current(redis).get_ex(key(message), expiry).await.map_err(unavailable)
             }
         }
     }
@@ -81,7 +82,7 @@ impl Sessions {
                 Ok(())
             }
             Self::Redis(redis) => {
-                redis.clone().set_ex(key(message), conversation, IDLE.as_secs()).await.map_err(unavailable)
+                current(redis).set_ex(key(message), conversation, IDLE.as_secs()).await.map_err(unavailable)
             }
         }
     }
@@ -96,7 +97,7 @@ impl Sessions {
                 cache.invalidate(&key(message)).await;
                 Ok(())
             }
-            Self::Redis(redis) => redis.clone().del(key(message)).await.map_err(unavailable),
+            Self::Redis(redis) => current(redis).del(key(message)).await.map_err(unavailable),
         }
     }
 
@@ -107,7 +108,7 @@ impl Sessions {
     pub(crate) async fn check(&self) -> Result<(), Error> {
         match self {
             Self::Memory(_) => Ok(()),
-            Self::Redis(redis) => redis::cmd("PING").query_async(&mut redis.clone()).await.map_err(unavailable),
+            Self::Redis(redis) => ping(&mut current(redis)).await,
         }
     }
 }
@@ -119,6 +120,29 @@ impl std::fmt::Debug for Sessions {
             Self::Redis(_) => "Sessions(redis)",
         })
     }
+}
+
+fn connection(url: &Secret) -> Result<ConnectionManager, Error> {
+    let invalid = |e: RedisError| {
+        Error::new(Kind::Invalid, "sessions_url").with_message("the sessions URL is not one of redis").with_source(e)
+    };
+    let info = url.expose().into_connection_info().map_err(invalid)?;
+    // Not the default of this client: a command is a few bytes that would wait for more.
+    let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+    let config = ConnectionManagerConfig::new()
+        .set_connection_timeout(Some(TIMEOUT))
+        .set_response_timeout(Some(TIMEOUT))
+        .set_number_of_retries(1);
+    let client = Client::open(info).map_err(invalid)?;
+    ConnectionManager::new_lazy_with_config(client, config).map_err(invalid)
+}
+
+fn current(redis: &ArcSwap<ConnectionManager>) -> ConnectionManager {
+    ConnectionManager::clone(&redis.load())
+}
+
+async fn ping(connection: &mut ConnectionManager) -> Result<(), Error> {
+    redis::cmd("PING").query_async(connection).await.map_err(unavailable)
 }
 
 /// Ids have no control characters, so that one separates them.

@@ -52,6 +52,7 @@ async fn a_real_or_simulated_vault_logs_an_app_role_in_and_its_token_is_revoked_
     let secret: Secret<_> = session.kv(Kv::new(server.path())).await.expect("there");
     assert_eq!(field(&secret, "webhook"), "one");
     session.shutdown().await;
+    server.assert_revoked("auth/token/revoke-self", 1);
 }
 
 #[tokio::test]
@@ -62,5 +63,6 @@ async fn a_real_or_simulated_vault_gives_credentials_of_a_database_and_revokes_t
     let current = credentials.current().expect("live");
     assert!(!current.username().is_empty() && !current.password().expose().is_empty());
     session.shutdown().await;
+    server.assert_revoked("sys/leases/revoke", 1);
     assert_eq!(credentials.current().expect_err("revoked").reason(), "secret_expired");
 }

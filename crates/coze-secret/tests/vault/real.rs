@@ -13,7 +13,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::{Value, json};
 
-use crate::support::{secs, simulated};
+use crate::support::{count, secs, simulated};
 
 const ROLE: &str = "coze-secret-test";
 
@@ -72,6 +72,13 @@ impl Server {
         match &self.kind {
             Kind::Simulated(_) => ROOT_TOKEN,
             Kind::Real { token, .. } => token,
+        }
+    }
+
+    /// Was something given back so often? Of a real one that is not asked.
+    pub(crate) fn assert_revoked(&self, path: &str, times: usize) {
+        if let Kind::Simulated(vault) = &self.kind {
+            assert_eq!(count(vault, &format!("POST {path}"), 204), times);
         }
     }
 

@@ -5,14 +5,11 @@ use coze_secret::{Login, Secret, SecretBytes, SecretFile, Vault, VaultSession};
 
 use crate::config::{self, Source};
 
-/// A pod's token and the like are looked at this often.
-const POLL: Duration = Duration::from_secs(10);
-
-/// Logs in to the configuration's Vault.
+/// Logs in to the configuration's Vault. What is in a file for that is looked at in the time `poll`.
 ///
 /// # Errors
 /// When it is configured wrongly, cannot be reached, or refuses the login.
-pub(super) async fn session(config: &config::Vault) -> Result<VaultSession, Error> {
+pub(super) async fn session(config: &config::Vault, poll: Duration) -> Result<VaultSession, Error> {
     let mut vault = Vault::new(&config.address)?;
     if let Some(namespace) = &config.namespace {
         vault = vault.namespace(namespace)?;
@@ -25,16 +22,16 @@ pub(super) async fn session(config: &config::Vault) -> Result<VaultSession, Erro
         vault = vault.certificate_authority(&pem)?;
     }
     let (login, mount) = match (&config.token, &config.app_role, &config.kubernetes) {
-        (Some(token), ..) => (Login::token(open(token).await?), &None),
+        (Some(token), ..) => (Login::token(open(token, poll).await?), &None),
         (None, Some(role), _) => {
-            let mut secret_id = open(&role.secret_id).await?;
+            let mut secret_id = open(&role.secret_id, poll).await?;
             if role.wrapped {
                 secret_id = unwrapped(&vault, &*secret_id.current()?).await?;
             }
             (Login::app_role(&role.role_id, secret_id), &role.mount)
         }
         (None, None, Some(account)) => {
-            let jwt = SecretFile::new(&account.jwt_file).poll(POLL).open().await?;
+            let jwt = SecretFile::new(&account.jwt_file).poll(poll).open().await?;
             (Login::kubernetes(&account.role, jwt), &account.mount)
         }
         (None, None, None) => {
@@ -44,9 +41,9 @@ pub(super) async fn session(config: &config::Vault) -> Result<VaultSession, Erro
     vault.connect(mount.iter().fold(login, |login, mount| login.mount(mount))).await
 }
 
-async fn open(secret: &config::Secret) -> Result<Secret, Error> {
+async fn open(secret: &config::Secret, poll: Duration) -> Result<Secret, Error> {
     match secret.source() {
-        Source::File(path) => SecretFile::new(path).poll(POLL).open().await,
+        Source::File(path) => SecretFile::new(path).poll(poll).open().await,
         _ => Ok(Secret::fixed(SecretBytes::new(secret.expose()))),
     }
 }

@@ -16,6 +16,8 @@ const MIGRATIONS: [&str; 1] = [include_str!("../../migrations/1_start.sql")];
 
 /// Time for what is under way when the pool is replaced; a statement takes no longer.
 const DRAIN: Duration = TIMEOUT.saturating_add(Duration::from_secs(1));
+/// Time for a connection with other credentials, for which nobody waits.
+const CHANGE: Duration = Duration::from_secs(10);
 
 impl Store {
     /// Connects to the URL's database and brings its tables up to date; a file of SQLite is created if it is missing.
@@ -23,7 +25,7 @@ impl Store {
     /// # Errors
     /// `conversations_open` ([`Kind::Precondition`]) when that cannot be done. The message does not show the URL.
     pub async fn open(url: &Secret) -> Result<Self, Error> {
-        let pool = connect(url).await.map_err(cannot)?;
+        let pool = connect(url, TIMEOUT).await.map_err(cannot)?;
         for attempt in 1.. {
             match migrate(&pool).await {
                 Ok(()) => break,
@@ -36,23 +38,25 @@ impl Store {
     }
 
     /// Changes over to other credentials for the same database, and no statement fails for it: the new connections are tried
-    /// out on a table before others get them, and what is under way on the old ones ends first. It takes no longer than a few
-    /// seconds; then nobody uses the old credentials any more. Meanwhile there may be twice as many connections.
+    /// out on a table before others get them, and what is under way on the old ones ends first, within 3 s. Then nobody uses the
+    /// old credentials any more. Meanwhile there may be twice as many connections.
     ///
     /// # Errors
     /// As [`Store::open`]; then everything stays as it is.
     pub async fn change_over(&self, url: &Secret) -> Result<(), Error> {
-        let pool = connect(url).await.map_err(cannot)?;
+        let pool = connect(url, CHANGE).await.map_err(cannot)?;
         let mut first = pool.acquire().await.map_err(cannot)?;
-        let proof = timeout(TIMEOUT, first.fetch_optional("SELECT version FROM migrations LIMIT 1")).await;
+        let proof = timeout(CHANGE, first.fetch_optional("SELECT version FROM migrations LIMIT 1")).await;
         proof.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(cannot)?;
         // As many as there were, so that who comes then does not wait for one. If the database has no room for them, fewer do.
         let mut ready = vec![first];
-        while ready.len() < self.pool().size() as usize
-            && let Ok(connection) = pool.acquire().await
-        {
-            ready.push(connection);
-        }
+        let more = async {
+            while ready.len() < self.pool().size() as usize {
+                ready.push(pool.acquire().await?);
+            }
+            Ok::<_, sqlx::Error>(())
+        };
+        let _ = timeout(TIMEOUT, more).await;
         drop(ready);
         let last = mem::replace(&mut *self.pool.write().unwrap_or_else(PoisonError::into_inner), pool);
         if last.is_closed() {
@@ -65,7 +69,7 @@ impl Store {
     }
 }
 
-async fn connect(url: &Secret) -> sqlx::Result<AnyPool> {
+async fn connect(url: &Secret, time: Duration) -> sqlx::Result<AnyPool> {
     sqlx::any::install_default_drivers();
     let url = url.expose();
     let in_memory = url.contains(":memory:") || url.contains("mode=memory");
@@ -74,7 +78,7 @@ async fn connect(url: &Secret) -> sqlx::Result<AnyPool> {
         true => format!("{url}{}mode=rwc", if url.contains('?') { "&" } else { "?" }),
         false => url.to_owned(),
     };
-    let mut options = AnyPoolOptions::new().acquire_timeout(TIMEOUT);
+    let mut options = AnyPoolOptions::new().acquire_timeout(time);
     if in_memory {
         // Such a database lives and dies with its connection.
         options = options.max_connections(1).min_connections(1).idle_timeout(None).max_lifetime(None);

@@ -1,6 +1,7 @@
 //! Secrets from Vault, here a simulated one.
 
 use std::{
+    fs,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -16,6 +17,7 @@ use coze_sim::vault::{self, Database, LeaseState, ROLE_ID, ROOT_TOKEN, RoleChang
 use coze_tests::Postgres;
 use serde_json::json;
 use sqlx::{AnyPool, Row};
+use tempfile::TempDir;
 use tokio::sync::watch;
 
 use crate::{
@@ -137,12 +139,16 @@ async fn the_database_is_used_with_credentials_of_vault_and_no_message_fails_whe
     let postgres = Postgres::start();
     let admin = database(&postgres).await;
     let (engine, mut removed) = engine(admin.clone());
-    let lease = Duration::from_secs(3);
-    let vault =
-        vault::Config { lease_ttl: lease, lease_max_ttl: lease * 2, database: Some(engine), ..Default::default() };
+    let vault = vault::Config { database: Some(engine), ..Default::default() };
     let vault = Vault::start(vault).await.expect("a port");
+    let folder = TempDir::new().expect("a folder");
+    let token = folder.path().join("token");
+    // What a token gave ends with it, so another one brings other credentials at once.
+    let rotate = || fs::write(&token, vault.token()).expect("written");
+    rotate();
     let world = World::with(coze_sim::Config::default(), |config| {
-        config.vault = Some(login(&vault));
+        config.secrets.poll = Duration::from_millis(100);
+        config.vault = Some(table::Vault { token: Some(Secret::file(&token)), app_role: None, ..login(&vault) });
         // Without user and password, as they come from Vault.
         config.storage.conversations = Secret::new(&postgres.url().replace("postgres@", ""));
         config.storage.credentials = Some(DatabaseRole { vault_role: vault::DATABASE_ROLE.into(), mount: None });
@@ -168,15 +174,31 @@ async fn the_database_is_used_with_credentials_of_vault_and_no_message_fails_whe
             }
         }
     };
+    let rotations = async {
+        for number in 1..=5 {
+            rotate();
+            eventually("other credentials are used, and only they", async || {
+                let users: Vec<_> = vault.leases().into_iter().map(|lease| lease.username).collect();
+                let in_use = async |user: &String| {
+                    let of = "SELECT COUNT(*) AS n FROM pg_stat_activity WHERE usename = $1";
+                    let row = sqlx::query(of).bind(user.clone()).fetch_one(&admin).await.expect("an answer");
+                    row.get::<i64, _>("n") > 0
+                };
+                users.len() == number + 1 && in_use(&users[number]).await && !in_use(&users[number - 1]).await
+            })
+            .await;
+        }
+    };
     tokio::select! {
-        _ = removed.wait_for(|removed| removed.len() == 3) => {}
+        () = rotations => {}
         () = messages() => {}
         () = statements() => {}
         () = statements() => {}
     }
     assert_eq!(*failed.lock().expect("no panic"), [""; 0]);
     assert!(answered.load(Ordering::Relaxed) >= 10, "there were messages");
-    let gone = removed.borrow().clone();
+    // Each but the current and the previous one.
+    let gone = removed.wait_for(|removed| removed.len() == 4).await.expect("the engine is there").clone();
     assert!(gone.iter().all(|(_, connections)| *connections == 0), "nobody used a role that was revoked: {gone:?}");
 
     assert!(world.bot.stop().await);
@@ -194,7 +216,7 @@ async fn a_start_that_fails_leaves_no_role_behind() {
     let (engine, removed) = engine(admin.clone());
     let vault = vault::Config { database: Some(engine), ..Default::default() };
     let vault = Vault::start(vault).await.expect("a port");
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = TempDir::new().expect("a folder");
     let sim = coze_sim::Sim::start(coze_sim::Config::default()).await.expect("a port");
     let mut config = config(&sim, &folder);
     config.vault = Some(login(&vault));
