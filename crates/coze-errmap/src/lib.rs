@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod accept;
+mod accepted;
 mod body;
 mod challenge;
 mod classify;
@@ -18,6 +19,7 @@ mod service;
 mod table;
 
 pub use accept::Caller;
+pub use accepted::accepted;
 pub use body::ResponseBody;
 pub use classify::Classifier;
 pub use error::{from_platform, from_status};

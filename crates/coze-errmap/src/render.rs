@@ -41,8 +41,8 @@ struct Envelope<'a> {
 }
 
 #[derive(Serialize)]
-struct Detail<'a> {
-    logid: &'a str,
+pub(crate) struct Detail<'a> {
+    pub(crate) logid: &'a str,
 }
 
 /// RFC 9457. The type is "about:blank", so the title is the status in words (§4.2.1); the reason tells causes apart.
@@ -111,7 +111,7 @@ impl Answer<'_> {
     }
 }
 
-fn json(body: &impl Serialize) -> Vec<u8> {
+pub(crate) fn json(body: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(body).expect("text and numbers are JSON")
 }
 

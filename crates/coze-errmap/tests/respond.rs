@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use coze_core::{BoxError, Context, Error, Kind, Limit, Refusal, RequestId};
-use coze_errmap::{ErrMapLayer, Responder, from_platform};
+use coze_errmap::{ErrMapLayer, Responder, accepted, from_platform};
 use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt, Full};
 use tower::{Layer, ServiceExt};
@@ -304,4 +304,21 @@ async fn what_a_handler_answers_in_a_format_of_its_own_stays_as_it_is() {
         let got = answer(request(&[PROBLEM]), Ok(response)).await;
         assert_eq!(got, (status, before, "as it is".into()), "{status} {media_type}");
     }
+}
+
+#[test]
+fn what_is_done_later_is_accepted_in_the_callers_language_with_its_receipt() {
+    let (mut head, ()) = request(&[CHINESE]).into_parts();
+    let id = RequestId::new("r-1").expect("valid");
+    Context::of(&mut head.extensions).request_id.set(id).expect("empty");
+    let answer = accepted(&head, "m \"1\"");
+    assert_eq!(answer.status(), 202);
+    for (name, value) in [("x-tt-logid", "r-1"), ("content-type", "application/json"), ("cache-control", "no-store")] {
+        assert_eq!(answer.headers()[name], value);
+    }
+    let zh = r#"{"code":0,"msg":"请求已接收,结果将异步通知","data":{"receipt":"m \"1\""},"detail":{"logid":"r-1"}}"#;
+    assert_eq!(*answer.body(), zh);
+
+    let en = r#"{"code":0,"msg":"the request is accepted, its result follows","data":{"receipt":"m1"}}"#;
+    assert_eq!(*accepted(&request(&[]).into_parts().0, "m1").body(), en);
 }
