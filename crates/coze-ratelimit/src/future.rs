@@ -11,58 +11,68 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::{Policy, ResponseBody};
+use crate::{Degrade, Policy, ResponseBody};
 
 pin_project! {
-    /// The answer of the inner service, whose body then holds the permit; or the refusal.
+    /// The answer of the inner service, whose body then holds the permit; or what is given instead; or the refusal.
     ///
     /// Dropping it gives the permit back.
     #[must_use = "futures do nothing unless polled"]
-    pub struct ResponseFuture<S, P, B>
+    pub struct ResponseFuture<S, P, B, D, I>
     where
         S: Service<Request<B>>,
         P: Policy,
     {
         #[pin]
-        state: State<S::Future, P::Future, P::Permit, (S, Request<B>)>,
+        state: State<S::Future, P::Future, P::Permit, (S, Request<B>, D), I>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<F, D, T, W> {
+    enum State<F, C, T, W, I> {
         // What waits is boxed, so that those who do not wait are not as large.
-        Deciding { #[pin] decision: D, waiting: Option<Box<W>> },
+        Deciding { #[pin] decision: C, waiting: Option<Box<W>> },
         // The future comes first, so that its work has ended when the permit is given back.
         Called { #[pin] future: F, permit: Option<T> },
+        Instead { #[pin] future: I },
         Refused { error: Option<Error> },
     }
 }
 
-impl<S, P, B> ResponseFuture<S, P, B>
+impl<S, P, B, D, I> ResponseFuture<S, P, B, D, I>
 where
     S: Service<Request<B>>,
     P: Policy,
 {
-    pub(crate) fn deciding(decision: P::Future, inner: S, request: Request<B>) -> Self {
-        Self { state: State::Deciding { decision, waiting: Some(Box::new((inner, request))) } }
+    pub(crate) fn deciding(decision: P::Future, inner: S, request: Request<B>, degrade: D) -> Self {
+        Self { state: State::Deciding { decision, waiting: Some(Box::new((inner, request, degrade))) } }
     }
 
     pub(crate) fn called(future: S::Future, permit: P::Permit) -> Self {
         Self { state: State::Called { future, permit: Some(permit) } }
     }
 
-    pub(crate) fn refused(error: Error, context: &Context) -> Self {
+    pub(crate) fn refused<R>(error: Error, context: &Context, request: Request<B>, degrade: &D) -> Self
+    where
+        D: Degrade<B, R, Future = I>,
+    {
         context.limit.get_or_init(|| error.limit().map_or(error.reason(), |limit| limit.name));
-        Self { state: State::Refused { error: Some(error) } }
+        let state = match degrade.instead(request, error) {
+            Ok(future) => State::Instead { future },
+            Err(error) => State::Refused { error: Some(error) },
+        };
+        Self { state }
     }
 }
 
-impl<S, P, B, R> Future for ResponseFuture<S, P, B>
+impl<S, P, B, D, I, R> Future for ResponseFuture<S, P, B, D, I>
 where
     S: Service<Request<B>, Response = Response<R>>,
     S::Error: Into<BoxError>,
     P: Policy,
+    D: Degrade<B, R, Future = I>,
+    I: Future<Output = Result<Response<R>, BoxError>>,
     R: Body,
 {
     type Output = Result<Response<ResponseBody<R, P::Permit>>, BoxError>;
@@ -74,14 +84,14 @@ where
                 StateProj::Deciding { decision, waiting } => {
                     let decided = ready!(decision.poll(task));
                     let waiting = waiting.take().expect("a decision is made once");
-                    let (mut inner, mut request) = *waiting;
+                    let (mut inner, mut request, degrade) = *waiting;
                     let context = Context::of(request.extensions_mut());
                     let next = match decided {
                         Ok(permit) => {
                             context.limit.get_or_init(|| "ok");
                             Self::called(inner.call(request), permit)
                         }
-                        Err(error) => Self::refused(error, &context),
+                        Err(error) => Self::refused(error, &context, request, &degrade),
                     };
                     self.set(next);
                 }
@@ -92,6 +102,10 @@ where
                         answer.map(|r| r.map(|body| ResponseBody::new(body, permit))).map_err(Into::into),
                     );
                 }
+                StateProj::Instead { future } => {
+                    let answer = ready!(future.poll(task));
+                    return Poll::Ready(answer.map(|r| r.map(|body| ResponseBody::new(body, None))));
+                }
                 StateProj::Refused { error } => {
                     let error = error.take().expect("a future is not polled after it is ready");
                     return Poll::Ready(Err(error.into()));
@@ -101,7 +115,7 @@ where
     }
 }
 
-impl<S, P, B> fmt::Debug for ResponseFuture<S, P, B>
+impl<S, P, B, D, I> fmt::Debug for ResponseFuture<S, P, B, D, I>
 where
     S: Service<Request<B>>,
     P: Policy,
@@ -110,6 +124,7 @@ where
         f.write_str(match self.state {
             State::Deciding { .. } => "ResponseFuture::Deciding",
             State::Called { .. } => "ResponseFuture::Called",
+            State::Instead { .. } => "ResponseFuture::Instead",
             State::Refused { .. } => "ResponseFuture::Refused",
         })
     }

@@ -3,6 +3,7 @@
 mod body;
 mod cell;
 mod cells;
+mod degrade;
 mod future;
 mod gcra;
 mod hash;
@@ -22,6 +23,7 @@ mod sync;
 mod window;
 
 pub use body::ResponseBody;
+pub use degrade::{Degrade, Refuse};
 pub use future::ResponseFuture;
 pub use layer::RateLimitLayer;
 pub use level::Level;

@@ -9,34 +9,36 @@ use http_body::Body;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use crate::{Decision, Policy, ResponseBody, ResponseFuture};
+use crate::{Decision, Degrade, Policy, Refuse, ResponseBody, ResponseFuture};
 
 /// A service that asks its policy whether there is room for a request, and lets through what the policy admits.
 ///
 /// While a policy waits for somebody else's answer, the request holds what `poll_ready` reserved of the inner service.
 #[derive(Clone, Debug)]
-pub struct RateLimit<S, P> {
-    inner: S,
-    policy: P,
+pub struct RateLimit<S, P, D = Refuse> {
+    pub(crate) inner: S,
+    pub(crate) policy: P,
+    pub(crate) degrade: D,
 }
 
 impl<S, P> RateLimit<S, P> {
     /// Wraps `inner`.
     pub const fn new(inner: S, policy: P) -> Self {
-        Self { inner, policy }
+        Self { inner, policy, degrade: Refuse }
     }
 }
 
-impl<S, P, B, R> Service<Request<B>> for RateLimit<S, P>
+impl<S, P, D, B, R> Service<Request<B>> for RateLimit<S, P, D>
 where
     S: Service<Request<B>, Response = Response<R>> + Clone,
     S::Error: Into<BoxError>,
     P: Policy,
+    D: Degrade<B, R> + Clone,
     R: Body,
 {
     type Response = Response<ResponseBody<R, P::Permit>>;
     type Error = BoxError;
-    type Future = ResponseFuture<S, P, B>;
+    type Future = ResponseFuture<S, P, B, D, D::Future>;
 
     /// Forwards: whose quota a request takes is known only in `call`.
     fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), BoxError>> {
@@ -51,12 +53,14 @@ where
                 context.limit.get_or_init(|| "ok");
                 ResponseFuture::called(self.inner.call(Request::from_parts(parts, body)), permit)
             }
-            Decision::Now(Err(error)) => ResponseFuture::refused(error, &context),
+            Decision::Now(Err(error)) => {
+                ResponseFuture::refused(error, &context, Request::from_parts(parts, body), &self.degrade)
+            }
             Decision::Later(decision) => {
                 // The service that is ready goes with the request, the clone, which is not, stays.
                 let clone = self.inner.clone();
                 let ready = mem::replace(&mut self.inner, clone);
-                ResponseFuture::deciding(decision, ready, Request::from_parts(parts, body))
+                ResponseFuture::deciding(decision, ready, Request::from_parts(parts, body), self.degrade.clone())
             }
         }
     }
