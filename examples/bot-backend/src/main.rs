@@ -34,6 +34,7 @@ async fn serve(arguments: &Serve) -> Result<(), BoxError> {
     let (config, made_up_key) = arguments.configure()?;
     logs::init(config.log)?;
     let backend = Backend::start(&config, arguments.echo).await?;
+    let asked = asked_to_stop();
     println!("listening on {}", backend.url());
     if let Some(key) = made_up_key {
         println!("the bot {DEV_BOT:?} takes messages signed with the key {key}, until this process ends:");
@@ -44,7 +45,7 @@ async fn serve(arguments: &Serve) -> Result<(), BoxError> {
         println!("  signature=$(printf %s \"$body\" | openssl dgst -sha256 -hmac {key} -r | cut -d' ' -f1)");
         println!("  curl -sS {}/webhook -H \"X-Signature: $signature\" -d \"$body\"", backend.url());
     }
-    asked_to_stop().await?;
+    asked.await?;
     tokio::select! {
         _ = backend.stop() => Ok(()),
         again = asked_to_stop() => again.and(Err("stopped at once, at the second signal".into())),
@@ -54,24 +55,33 @@ async fn serve(arguments: &Serve) -> Result<(), BoxError> {
 async fn sim(arguments: &Sim) -> Result<(), BoxError> {
     let config = coze_sim::Config { listen: arguments.listen, ..coze_sim::Config::default() };
     let sim = coze_sim::Sim::start(config).await?;
+    let asked = asked_to_stop();
     println!("simulating the platform on {}", sim.url());
     println!("access token {}, bot {}", coze_sim::TOKEN, coze_sim::BOT);
-    asked_to_stop().await?;
+    asked.await?;
     sim.shutdown().await;
     Ok(())
 }
 
-/// Waits for SIGTERM or SIGINT.
-async fn asked_to_stop() -> Result<(), BoxError> {
+/// Waits for SIGTERM or SIGINT, which are heard from now on, and not only when somebody waits: whoever reads that we run may
+/// ask us to stop at once.
+fn asked_to_stop() -> impl Future<Output = Result<(), BoxError>> {
     #[cfg(unix)]
-    {
-        let mut terminate = signal::unix::signal(signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            interrupted = signal::ctrl_c() => interrupted?,
-            _ = terminate.recv() => {}
+    let heard = {
+        use signal::unix::{SignalKind, signal};
+        signal(SignalKind::terminate()).and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)))
+    };
+    async move {
+        #[cfg(unix)]
+        {
+            let (mut terminate, mut interrupt) = heard?;
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
         }
+        #[cfg(not(unix))]
+        signal::ctrl_c().await?;
+        Ok(())
     }
-    #[cfg(not(unix))]
-    signal::ctrl_c().await?;
-    Ok(())
 }
