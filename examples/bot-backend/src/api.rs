@@ -50,9 +50,13 @@ pub(crate) fn messages(
     }
     let rate = Level::per_tenant("tenant", Rate::per_second(config.limits.app_qps));
     let app = app.clone();
+    let respond = match metadata(config)? {
+        Some(metadata) => Responder::new().resource_metadata(&metadata.url())?,
+        None => Responder::new(),
+    };
     let messages = ServiceBuilder::new()
         .layer(observe.clone())
-        .layer(ErrMapLayer::new(Responder::new()))
+        .layer(ErrMapLayer::new(respond))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(AuthLayer::new(tokens(config)?))
         // A token without a tenant must not be one for whatever tenant a header names.

@@ -318,6 +318,9 @@ async fn what_clients_have_to_know_is_served_and_a_bot_without_issuers_has_no_ap
         "bearer_methods_supported": ["header"],
     });
     assert_eq!(document.json(), expected);
+    let refused = get(&world, "/conversations/c/messages", "", &[]).await;
+    let challenge = format!(r#"Bearer resource_metadata="{AUDIENCE}/.well-known/oauth-protected-resource""#);
+    assert_eq!((refused.status.as_u16(), refused.headers["www-authenticate"].to_str().ok()), (401, Some(&*challenge)));
     let plain = World::start().await;
     assert_eq!(get(&plain, "/conversations/c/messages", "", &[]).await.status, 404);
     assert_eq!(get(&plain, "/.well-known/oauth-protected-resource", "", &[]).await.status, 404);
