@@ -4,6 +4,7 @@ mod api;
 mod load;
 mod oauth;
 mod place;
+mod retry;
 mod secret;
 mod value;
 mod vault;
@@ -22,6 +23,7 @@ pub use api::{Api, Issuer};
 pub use load::ConfigError;
 pub use oauth::OAuth;
 pub use place::Places;
+pub use retry::{Retry, Row};
 pub use secret::Secret;
 pub(crate) use secret::Source;
 pub use value::BaseUrl;
@@ -43,6 +45,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where the answers come from.
     pub platform: Platform,
+    /// How calls to it that failed are sent again.
+    pub retry: Retry,
     /// What programs may read with JSON web tokens.
     pub api: Api,
     /// Where conversations and sessions are kept.
@@ -215,6 +219,7 @@ impl Default for Config {
             http: Http::default(),
             limits: Limits::default(),
             platform: Platform::default(),
+            retry: Retry::default(),
             api: Api::default(),
             storage: Storage::default(),
             secrets: Secrets::default(),

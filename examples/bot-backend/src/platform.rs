@@ -137,10 +137,15 @@ impl Platform {
         body: Option<Value>,
     ) -> Result<Response<Body>, Error> {
         let uri = self.url.join(path).map_err(|e| Error::new(Kind::Internal, "platform_address").with_source(e))?;
+        let streams = body.as_ref().is_some_and(|body| body["stream"] == true);
         let body = body.map(|body| Bytes::from(body.to_string()));
         let mut request = Request::builder().method(method).uri(uri);
         if body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        if streams {
+            // Retry understands an error instead of the stream by it: the chat has not begun.
+            request = request.header(header::ACCEPT, "text/event-stream");
         }
         let request = request
             .extension(context.child())

@@ -13,7 +13,7 @@ use coze_core::{Error, TenantId};
 use coze_errmap::{Classifier, ErrMapLayer, Responder};
 use coze_observe::{Inbound, ObserveLayer, Outbound};
 use coze_ratelimit::{Limits, Policy, RateLimitLayer};
-use coze_retry::{RetryLayer, Standard};
+use coze_retry::RetryLayer;
 use coze_tenant::{Propagate, Registry, TenantLayer};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -155,7 +155,7 @@ where
     let stack = ServiceBuilder::new()
         .layer(ObserveLayer::new(Outbound::new(routes)?))
         .layer(TenantLayer::new(Propagate::new()))
-        .layer(RetryLayer::new(Standard::new()))
+        .layer(RetryLayer::new(config.retry.policy().map_err(|(_, error)| error)?))
         .layer(RateLimitLayer::new(limits))
         .layer(AuthLayer::new(Bearer::new(sources).host(config.platform.url.host())))
         .layer(ErrMapLayer::new(Classifier::new()))

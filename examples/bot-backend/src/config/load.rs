@@ -130,6 +130,9 @@ impl Config {
         if platform.token.as_ref().is_some_and(|token| !token.is_open() && Static::new(token.expose()).is_err()) {
             return wrong("platform.token", "expected visible ASCII without spaces");
         }
+        if let Err((index, error)) = self.retry.policy() {
+            return wrong(&format!("retry.rows[{index}].name"), error.message());
+        }
         if let Err((key, message)) = self.api.check() {
             return wrong(&format!("api.{key}"), message);
         }

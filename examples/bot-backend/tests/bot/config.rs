@@ -62,6 +62,16 @@ fn the_commented_keys_of_the_example_are_good_too() {
     assert!(config.api.resource.is_some() && config.api.issuers[0].tenants.len() == 1);
     assert!(config.platform.service_account.is_some() && config.bots[0].concurrency.is_some());
     assert_eq!((config.bots[0].webhook_keys.len(), config.bots[0].verify_tokens.len()), (2, 1));
+    assert_eq!((config.retry.hedge, config.retry.rows.len()), (Some(Duration::from_secs(2)), 1));
+}
+
+#[test]
+fn a_change_to_the_decision_table_names_rows_that_are_there() {
+    let message = wrong("[[retry.rows]]\nname = \"timeout\"\n\n[[retry.rows]]\ntries = 2\nname = \"busy\"");
+    assert!(
+        message.starts_with("bot.toml:6: retry.rows[1].name: there is no row `busy`, expected one of"),
+        "{message}"
+    );
 }
 
 #[test]
