@@ -4,6 +4,8 @@
 //! not find it fails and says so; none is skipped. Everything here panics with the reason when something is wrong, because
 //! only tests call it.
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod http_client;
 mod parts;
 mod postgres;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod ci;
+mod fuzz;
 mod parts;
 mod step;
 mod test;
@@ -15,6 +16,7 @@ usage: cargo xtask <task>
   test [FILTER]                     every test, with real servers and the published SDKs; installs what is missing
   ci                                all that must hold before a change lands: format, tidy, lints, docs, test, demo
   tidy                              the house rules that no compiler checks
+  fuzz TARGET [SECONDS]             feeds a target of `tests/src/fuzz` for a while (60); needs cargo-fuzz
   bench [FILTER] [--json] [--check] the benchmarks against their bars; --check fails when a bar is missed
 ";
 
@@ -26,6 +28,8 @@ fn main() -> ExitCode {
         ("test", filter) => test::test(filter),
         ("ci", []) => ci::ci(),
         ("tidy", []) => tidy::tidy(),
+        ("fuzz", [target]) => fuzz::fuzz(target, "60"),
+        ("fuzz", [target, seconds]) => fuzz::fuzz(target, seconds),
         ("bench", options) => bench::bench(options),
         _ => {
             eprint!("{TASKS}");

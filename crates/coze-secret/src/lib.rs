@@ -15,7 +15,7 @@ pub use rotor::Rotor;
 pub use secret::{Secret, Watch};
 #[cfg(feature = "vault")]
 #[doc(hidden)]
-pub use vault::read_answer;
+pub use vault::{ANSWERS, read_answer};
 #[cfg(feature = "vault")]
 pub use vault::{Credentials, Database, Fields, Kv, Login, Vault, VaultSession};
 pub use versions::{Health, Versions};

@@ -130,11 +130,24 @@ where
     }
 }
 
-/// Reads an answer as everything that Vault may answer, for fuzzing: whatever it is, that makes values or errors.
+/// In how many ways [`read_answer`] reads.
 #[doc(hidden)]
-pub fn read_answer(answer: &[u8]) {
-    let _ = (wire::granted(answer), wire::renewed(answer), wire::looked_up(answer), wire::credentials(answer));
-    let _ = (wire::leased(answer), wire::fields(answer), wire::version(answer), wire::words(answer));
+pub const ANSWERS: usize = 7;
+
+/// Reads an answer as everything that Vault may answer, for fuzzing: whatever it is, that makes values or these errors.
+#[doc(hidden)]
+pub fn read_answer(answer: &[u8]) -> Vec<Error> {
+    let read: [Option<Error>; ANSWERS] = [
+        wire::granted(answer).err(),
+        wire::renewed(answer).err(),
+        wire::looked_up(answer).err(),
+        wire::credentials(answer).err(),
+        wire::leased(answer).err(),
+        wire::fields(answer).err(),
+        wire::version(answer).err(),
+    ];
+    let words = wire::words(answer).map(|words| Error::new(Kind::Upstream, "vault_answer").with_message(words));
+    read.into_iter().chain([words]).flatten().collect()
 }
 
 /// May it work when tried again?

@@ -54,14 +54,14 @@ pub(super) fn usable(json: &[u8]) -> Result<Vec<JwtKey>, Error> {
             Error::new(Kind::Invalid, "keys_too_many").with_message(format!("a key set has at most {MAX_BYTES} bytes"))
         );
     }
-    let set: Set<'_> =
-        serde_json::from_slice(json).map_err(|_| invalid("this is not a JSON web key set".to_owned()))?;
+    let set: Option<Set<'_>> = is_object(json).then(|| serde_json::from_slice(json).ok()).flatten();
+    let set = set.ok_or_else(|| invalid("this is not a JSON web key set".to_owned()))?;
     if set.keys.len() > MAX_LISTED {
         return Err(
             Error::new(Kind::Invalid, "keys_too_many").with_message(format!("a key set has at most {MAX_LISTED} keys"))
         );
     }
-    let listed: Vec<_> = set.keys.iter().filter_map(|key| serde_json::from_str::<Jwk<'_>>(key.get()).ok()).collect();
+    let listed: Vec<_> = set.keys.iter().filter_map(|key| Jwk::parse(key.get())).collect();
     let mut names = HashSet::new();
     let mut named = listed.iter().filter(|jwk| jwk.is_for_verifying()).filter_map(|jwk| jwk.kid.as_deref());
     // Also if one of the two is broken: then it may be the one that was meant.
@@ -79,10 +79,13 @@ impl JwtKey {
     /// `key_invalid`, [`Kind::Invalid`]: it is for something else, malformed, private, or weak: RSA below 2048 bits, with an
     /// exponent below 3, or of the kind that Infineon's library made (CVE-2017-15361); a secret shorter than its hash.
     pub fn jwk(json: &str) -> Result<Self, Error> {
-        match serde_json::from_str::<Jwk<'_>>(json) {
-            Ok(jwk) => jwk.key(),
-            Err(_) => Err(invalid("this is not a JSON web key".to_owned())),
-        }
+        Jwk::parse(json).ok_or_else(|| invalid("this is not a JSON web key".to_owned()))?.key()
+    }
+}
+
+impl<'a> Jwk<'a> {
+    fn parse(json: &'a str) -> Option<Self> {
+        is_object(json.as_bytes()).then(|| serde_json::from_str(json).ok()).flatten()
     }
 }
 
@@ -158,6 +161,11 @@ fn decode(text: Option<Cow<'_, str>>) -> Result<Vec<u8>, Error> {
 fn sized(text: Option<Cow<'_, str>>, len: usize) -> Result<Vec<u8>, Error> {
     let bytes = decode(text)?;
     if bytes.len() == len { Ok(bytes) } else { Err(invalid(format!("a part of the key has not {len} bytes"))) }
+}
+
+/// The parser would take the members of an object from a list as well, one by one.
+fn is_object(json: &[u8]) -> bool {
+    json.trim_ascii_start().starts_with(b"{")
 }
 
 /// Is this modulus, modulo each of some small primes, a power of 65537? By chance one in 2^27 is; those of the faulty library

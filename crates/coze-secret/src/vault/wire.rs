@@ -204,7 +204,7 @@ fn has_token(word: &str) -> bool {
         word.match_indices(prefix).any(|(at, _)| {
             let is_start = !word[..at].ends_with(|c: char| c.is_ascii_alphanumeric());
             let rest = &word[at + prefix.len()..];
-            is_start && (prefix.len() > 2 || rest.bytes().take_while(u8::is_ascii_alphanumeric).count() >= 20)
+            prefix.len() > 2 || is_start && rest.bytes().take_while(u8::is_ascii_alphanumeric).count() >= 20
         })
     })
 }
@@ -334,6 +334,7 @@ mod tests {
         let words = |errors: &str| words(format!("{{\"errors\":[{errors}]}}").as_bytes());
         assert_eq!(words("\"permission denied\""), Some("permission denied".into()));
         assert_eq!(words("\"token hvs.CAESIabc is\\n bad\""), Some("token [redacted] is bad".into()));
+        assert_eq!(words("\"tokenhvs.CAESIabc\""), Some("[redacted]".into()));
         let old = format!("\"1 error occurred:\\n\\t* token=s.{} in the docs.\", \"no\"", "aB3".repeat(8));
         assert_eq!(words(&old), Some("1 error occurred: * [redacted] in the docs.; no".into()));
         assert_eq!(words(""), None);
