@@ -1,8 +1,7 @@
 use std::{fmt, sync::OnceLock};
 
 use crate::{
-    Quota,
-    cell::{self, Usage},
+    Quota, cell,
     hash::KeyHash,
     level::KeyRef,
     place::{Found, Locked, PROBES, Place, Segment},
@@ -34,14 +33,14 @@ pub(crate) struct Cells {
 }
 
 impl Cells {
-    pub(crate) fn new(quotas: impl IntoIterator<Item = Quota>, max_keys: usize) -> Self {
+    pub(crate) fn new(is_wide: bool, max_keys: usize) -> Self {
         // Half as many places again as keys, so that few keys find all places taken that they could have.
         let places = if max_keys <= PROBES { max_keys.max(1) } else { max_keys.saturating_add(max_keys / 2) };
         let count = places.div_ceil(SEGMENT);
         Self {
             hash: KeyHash::new(),
             is_single: max_keys == 0,
-            is_wide: quotas.into_iter().any(|quota| matches!(quota, Quota::Rate(rate) if !Usage::is_narrow(&rate))),
+            is_wide,
             places: places.div_ceil(count),
             segments: (0..count).map(|_| OnceLock::new()).collect(),
             sketch: OnceLock::new(),
@@ -178,7 +177,7 @@ mod tests {
     fn there_is_room_for_all_keys_and_the_memory_is_bounded() {
         for max_keys in [1, 2, 10, 64, 65, 255, 1000, 4096, 65_536] {
             for (per_second, bytes_per_place) in [(255, 32), (256, 64)] {
-                let (quota, cells) = (rate(per_second), Cells::new([rate(per_second)], max_keys));
+                let (quota, cells) = (rate(per_second), Cells::new(per_second > 255, max_keys));
                 let remembered = (0..max_keys).filter(|key| {
                     assert!(admit(&cells, &quota, &key.to_string(), 0));
                     known(&cells, &key.to_string())
@@ -193,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_flood_of_keys_costs_fixed_memory_and_a_known_key_stays_exact() {
-        let (quota, cells) = (rate(5), Cells::new([rate(5)], 1000));
+        let (quota, cells) = (rate(5), Cells::new(false, 1000));
         let (mut hot, mut invented) = (0, 0_usize);
         for flood in 0..20_000_u64 {
             // Twenty thousand keys within a slice of 100 ms, so that none of them is ever idle.
@@ -210,7 +209,7 @@ mod tests {
 
     #[test]
     fn idle_keys_make_room_for_new_ones() {
-        let (quota, cells) = (rate(1), Cells::new([rate(1)], 10));
+        let (quota, cells) = (rate(1), Cells::new(false, 10));
         for key in ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"] {
             assert!(admit(&cells, &quota, key, 0) && known(&cells, key));
         }
@@ -224,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_key_that_the_sketch_knows_gets_no_new_quota_with_a_place_of_its_own() {
-        let (quota, cells) = (rate(2), Cells::new([rate(2)], 1));
+        let (quota, cells) = (rate(2), Cells::new(false, 1));
         assert!(admit(&cells, &quota, "a", 0));
         assert!(admit(&cells, &quota, "b", SECOND / 2));
         assert!(!known(&cells, "b"));
@@ -238,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_key_with_a_request_in_flight_is_not_forgotten() {
-        let (quota, cells) = (Quota::Concurrency(NonZeroU32::MIN), Cells::new([], 1));
+        let (quota, cells) = (Quota::Concurrency(NonZeroU32::MIN), Cells::new(false, 1));
         let [a, b] = ["a", "b"].map(|key| hash(&cells, key));
         assert_eq!(ask(&cells, &quota, a, 0), Some(false));
         assert_eq!(ask(&cells, &quota, b, 100 * SECOND), Some(true), "in the sketch");
@@ -253,7 +252,7 @@ mod tests {
 
     #[test]
     fn what_is_not_taken_leaves_no_trace() {
-        let (quota, cells) = (rate(1), Cells::new([rate(1)], 1000));
+        let (quota, cells) = (rate(1), Cells::new(false, 1000));
         for key in 0..1000 {
             let hash = hash(&cells, &key.to_string());
             assert!(cells.add(&quota, hash, 0).fits(&quota, 1, 0));
@@ -264,7 +263,7 @@ mod tests {
     #[test]
     fn the_sketch_refuses_a_new_key_as_seldom_as_it_says() {
         // Half as many requests as there are columns have used up at most that many cells of a row: one in sixteen is refused.
-        let (quota, cells) = (rate(1), Cells::new([rate(1)], 1));
+        let (quota, cells) = (rate(1), Cells::new(false, 1));
         assert!(admit(&cells, &quota, "known", 0));
         let admitted = (0..512).filter(|key| admit(&cells, &quota, &key.to_string(), 0)).count();
         assert!(admitted >= 500, "{admitted}");
@@ -278,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_panic_under_a_lock_does_not_spread() {
-        let (quota, cells) = (rate(1), Arc::new(Cells::new([rate(1)], 1)));
+        let (quota, cells) = (rate(1), Arc::new(Cells::new(false, 1)));
         let panicking = Arc::clone(&cells);
         let panicked = std::thread::spawn(move || {
             let _slot = panicking.add(&rate(1), hash(&panicking, "a"), 0);
@@ -296,9 +295,9 @@ mod tests {
             steps in prop::collection::vec((0_u64..12, 0_u64..300_000_000), 1..300),
         ) {
             let quota = Quota::Rate(Rate::per_second(n(limit)).burst(n(burst)));
-            let wider = wide.then(|| rate(1000));
-            let exact = Cells::new([quota].into_iter().chain(wider), 100);
-            let full = Cells::new([quota].into_iter().chain(wider), 1);
+            let wide = wide || limit > 255;
+            let exact = Cells::new(wide, 100);
+            let full = Cells::new(wide, 1);
             // Keys that share all but one of their cells in the sketch, beside those that share none.
             let hash = |key: u64| (key % 4 + 1) | (key % 3) << 16 | 9 << 32 | 7 << 48;
             assert!(ask(&full, &quota, u64::MAX, 0).is_some());

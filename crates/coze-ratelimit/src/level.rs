@@ -3,7 +3,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 use coze_core::{Context, TenantId};
 use http::request::Parts;
 
-use crate::Quota;
+use crate::{Quota, cell::Usage};
 
 /// One limit among those that a request must all pass: its name, whose requests count together, and their quota.
 ///
@@ -13,7 +13,35 @@ pub struct Level {
     pub(crate) name: &'static str,
     pub(crate) quota: Quota,
     pub(crate) max_keys: usize,
+    /// The largest quota that a plan may set.
+    pub(crate) up_to: Option<Quota>,
+    pub(crate) is_reported: bool,
     keys: Keys,
+    cost: Option<Function<u32>>,
+    class: Option<Function<Class>>,
+}
+
+/// What a function says of a request.
+#[derive(Clone)]
+struct Function<T>(Arc<Says<T>>);
+
+type Says<T> = dyn Fn(&Parts, &Context) -> T + Send + Sync;
+
+impl<T> fmt::Debug for Function<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Function")
+    }
+}
+
+/// How much a request matters, where a level is nearly used up ([`Level::shed`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// Goes first: may use half of the quota.
+    Low,
+    /// May use nine tenths of the quota.
+    Normal,
+    /// May use all of it.
+    High,
 }
 
 /// Whose requests count together.
@@ -80,8 +108,61 @@ impl Level {
         Self { max_keys, ..self }
     }
 
+    /// What a request costs, default 1: so many requests of the quota. At 0 the level does not apply to it. A request that costs
+    /// more than the whole quota is refused for good, with the reason `cost_above_quota`.
+    ///
+    /// As all that follows: in memory. `RedisLimits` takes every request for one, and knows no classes and no reports.
+    #[must_use]
+    pub fn cost(self, cost: impl Fn(&Parts, &Context) -> u32 + Send + Sync + 'static) -> Self {
+        Self { cost: Some(Function(Arc::new(cost))), ..self }
+    }
+
+    /// Keeps the last part of the quota for what matters more: when half of it is used (in the bucket or in the window, or of the
+    /// requests at once), requests of the class [`Class::Low`] are refused, and when nine tenths are used, those of
+    /// [`Class::Normal`]. Of a quota that is too small to have such a part, every class may use the first request.
+    #[must_use]
+    pub fn shed(self, class: impl Fn(&Parts, &Context) -> Class + Send + Sync + 'static) -> Self {
+        Self { class: Some(Function(Arc::new(class))), ..self }
+    }
+
+    /// Refuses nothing: a request that would have been refused here goes on, is counted ([`Limits::reported`](crate::Limits::reported)),
+    /// and has the name of the level in its `Context::limit`. It takes nothing of this level.
+    #[must_use]
+    pub fn report_only(self) -> Self {
+        Self { is_reported: true, ..self }
+    }
+
+    /// The largest quota that a [`Plan`](crate::Plan) will set, where it is a rate above 255 and that of the level is not: then a
+    /// key takes 96 bytes.
+    #[must_use]
+    pub fn up_to(self, quota: impl Into<Quota>) -> Self {
+        Self { up_to: Some(quota.into()), ..self }
+    }
+
     fn new(name: &'static str, quota: impl Into<Quota>, keys: Keys) -> Self {
-        Self { name, quota: quota.into(), max_keys: 65_536, keys }
+        let (quota, max_keys) = (quota.into(), 65_536);
+        Self { name, quota, max_keys, up_to: None, is_reported: false, keys, cost: None, class: None }
+    }
+
+    /// Whether a cell can hold what is used of a quota.
+    pub(crate) fn has_room_for(&self, quota: &Quota) -> bool {
+        self.is_wide() || !is_wide(quota)
+    }
+
+    pub(crate) fn is_wide(&self) -> bool {
+        is_wide(&self.quota) || self.up_to.as_ref().is_some_and(is_wide)
+    }
+
+    /// What the request costs, and how much must be left of the quota besides.
+    #[inline]
+    pub(crate) fn cost_and_rest(&self, quota: &Quota, parts: &Parts, context: &Context) -> (u32, u32) {
+        let cost = self.cost.as_ref().map_or(1, |cost| cost.0(parts, context));
+        let rest = self.class.as_ref().map_or(0, |class| match class.0(parts, context) {
+            Class::Low => quota.limit().get().div_ceil(2),
+            Class::Normal => quota.limit().get() / 10,
+            Class::High => 0,
+        });
+        (cost, rest)
     }
 
     /// Whose quota the request takes; `None` where the level does not apply.
@@ -98,6 +179,10 @@ impl Level {
         };
         Some(KeyRef { tenant: None, id })
     }
+}
+
+fn is_wide(quota: &Quota) -> bool {
+    matches!(quota, Quota::Rate(rate) if !Usage::is_narrow(rate))
 }
 
 impl fmt::Debug for Keys {

@@ -3,6 +3,7 @@
 mod body;
 mod cell;
 mod cells;
+mod client;
 mod degrade;
 mod future;
 mod gcra;
@@ -12,6 +13,7 @@ mod level;
 mod limits;
 mod permit;
 mod place;
+mod plan;
 mod policy;
 mod queue;
 mod quota;
@@ -23,12 +25,14 @@ mod sync;
 mod window;
 
 pub use body::ResponseBody;
+pub use client::Proxies;
 pub use degrade::{Degrade, Refuse};
 pub use future::ResponseFuture;
 pub use layer::RateLimitLayer;
-pub use level::Level;
+pub use level::{Class, Level};
 pub use limits::Limits;
 pub use permit::Permit;
+pub use plan::Plan;
 pub use policy::{Decision, Policy};
 #[cfg(feature = "redis")]
 pub use queue::RedisQueue;

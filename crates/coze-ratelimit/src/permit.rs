@@ -8,6 +8,8 @@ use crate::cells::Cells;
 #[derive(Debug, Default)]
 pub struct Permit {
     held: SmallVec<[InFlight; 2]>,
+    /// The level that would have refused, if it did more than report.
+    pub(crate) reported: Option<&'static str>,
 }
 
 impl Permit {

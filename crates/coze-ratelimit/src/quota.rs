@@ -10,6 +10,24 @@ pub enum Quota {
     Concurrency(NonZeroU32),
 }
 
+impl Quota {
+    /// Requests per second, or at once.
+    pub(crate) fn limit(&self) -> NonZeroU32 {
+        match self {
+            Self::Rate(rate) => rate.per_second,
+            Self::Concurrency(limit) => *limit,
+        }
+    }
+
+    /// The most that one request may cost.
+    pub(crate) fn most(&self) -> u32 {
+        match self {
+            Self::Rate(rate) => rate.per_second.min(rate.burst).get(),
+            Self::Concurrency(limit) => limit.get(),
+        }
+    }
+}
+
 impl From<Rate> for Quota {
     fn from(rate: Rate) -> Self {
         Self::Rate(rate)
