@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::{
-    Access, Admitted, Decision, Policy,
+    Access, Admitted, Decision, Key, Policy,
     access::Rules,
     refused::Refused,
     report::Report,
@@ -51,12 +51,13 @@ impl ApiKey {
     ///
     /// # Errors
     /// `key_invalid`, [`Kind::Invalid`]: the key is not 32 to 512 characters of visible ASCII.
-    pub fn new(name: &str, key: &str) -> Result<Self, Error> {
-        if !LENGTHS.contains(&key.len()) || !key.bytes().all(|b| b.is_ascii_graphic()) {
+    pub fn new(name: &str, key: &Key) -> Result<Self, Error> {
+        let key = key.bytes();
+        if !LENGTHS.contains(&key.len()) || !key.iter().all(u8::is_ascii_graphic) {
             let (least, most) = (LENGTHS.start(), LENGTHS.end());
             return Err(invalid(format!("a key is {least} to {most} characters of visible ascii, drawn at random")));
         }
-        Ok(Self::with(name, Digest::of(key.as_bytes())))
+        Ok(Self::with(name, Digest::of(key)))
     }
 
     /// A key of which only the SHA-256 is known, in 64 hex digits. What it was made of is the caller's responsibility.
@@ -105,11 +106,11 @@ impl fmt::Debug for ApiKey {
 /// nothing about the keys there are.
 ///
 /// ```
-/// use coze_auth::{ApiKey, ApiKeys, AuthLayer, Routes};
+/// use coze_auth::{ApiKey, ApiKeys, AuthLayer, Key, Routes};
 /// use http::Method;
 ///
 /// # fn main() -> Result<(), coze_core::Error> {
-/// let history = ApiKey::new("history", "0123456789abcdef0123456789abcdef")?.scopes(["history:read"]);
+/// let history = ApiKey::new("history", &Key::new("0123456789abcdef0123456789abcdef")?)?.scopes(["history:read"]);
 /// let routes = Routes::new().require(Method::POST, "/plugin/history", ["history:read"]);
 /// let layer = AuthLayer::new(ApiKeys::new([history])?.query("key").plugin_headers().access(routes));
 /// # let _ = layer;

@@ -16,12 +16,12 @@ use crate::{Admitted, Decision, Policy};
 /// kind is told so. Three are an either of an either. Both of two policies are two layers.
 ///
 /// ```
-/// use coze_auth::{ApiKey, ApiKeys, AuthLayer, Either};
+/// use coze_auth::{ApiKey, ApiKeys, AuthLayer, Either, Key};
 /// use coze_core::{Context, Error};
 /// use http::{HeaderMap, HeaderName, header::AUTHORIZATION, request::Parts};
 ///
 /// # fn main() -> Result<(), Error> {
-/// let keys = ApiKeys::new([ApiKey::new("ci", "0123456789abcdef0123456789abcdef")?])?;
+/// let keys = ApiKeys::new([ApiKey::new("ci", &Key::new("0123456789abcdef0123456789abcdef")?)?])?;
 /// let keys = keys.header(HeaderName::from_static("x-api-key"));
 /// let token = |parts: &mut Parts, context: &Context| verify(parts, context);
 /// let layer = AuthLayer::new(Either::new(token, keys, |headers: &HeaderMap| headers.contains_key(AUTHORIZATION)));

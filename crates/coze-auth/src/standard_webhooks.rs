@@ -71,13 +71,8 @@ impl StandardWebhooks {
     /// # Errors
     /// `keys_missing` and `keys_too_many`, [`Kind::Invalid`]: no secret, or more than [`MAX_KEYS`](crate::MAX_KEYS).
     pub fn new(sender: &str, secrets: impl IntoIterator<Item = Key>) -> Result<Self, Error> {
-        let secrets = bounded(secrets)?;
-        if secrets.is_empty() {
-            return Err(Error::new(Kind::Invalid, "keys_missing").with_message("a sender has at least one secret"));
-        }
-        let keyed = |key: &Key| Hmac::new_from_slice(key.bytes()).expect("hmac takes a key of any length");
         Ok(Self {
-            secrets: secrets.iter().map(keyed).collect(),
+            secrets: some(secrets)?,
             limits: Limits::default(),
             once: Once::new(Principal::new("standard_webhooks", sender), MemoryReplay::default()),
             report: Report::default(),
@@ -92,6 +87,14 @@ impl<R> StandardWebhooks<R> {
         let Once { principal, window, clock, .. } = self.once;
         let once = Once { principal, window, clock, store };
         StandardWebhooks { secrets: self.secrets, limits: self.limits, once, report: self.report }
+    }
+
+    /// Accepts what is signed with one of these secrets instead. The requests it remembers are those of the policy it was.
+    ///
+    /// # Errors
+    /// As [`StandardWebhooks::new`].
+    pub fn secrets(self, secrets: impl IntoIterator<Item = Key>) -> Result<Self, Error> {
+        Ok(Self { secrets: some(secrets)?, ..self })
     }
 
     /// The most bytes a body may have; 1 MiB unless set.
@@ -165,6 +168,16 @@ impl<R: Clone> StandardWebhooks<R> {
             once: self.once.clone(),
         })
     }
+}
+
+/// At least one secret, ready to be used.
+fn some(secrets: impl IntoIterator<Item = Key>) -> Result<Arc<[Hmac<Sha256>]>, Error> {
+    let secrets = bounded(secrets)?;
+    if secrets.is_empty() {
+        return Err(Error::new(Kind::Invalid, "keys_missing").with_message("a sender has at least one secret"));
+    }
+    let keyed = |key: &Key| Hmac::new_from_slice(key.bytes()).expect("hmac takes a key of any length");
+    Ok(secrets.iter().map(keyed).collect())
 }
 
 /// The signatures of the version we know, as they are written.

@@ -2,7 +2,7 @@
 
 mod support;
 
-use coze_auth::{ApiKey, ApiKeys, Either, MAX_API_KEYS, Policy, Routes};
+use coze_auth::{ApiKey, ApiKeys, Either, Key, MAX_API_KEYS, Policy, Routes};
 use coze_core::{Context, Error, Kind, TenantId};
 use http::{HeaderMap, HeaderName, Method, Request, Uri, header::AUTHORIZATION, request::Parts};
 use proptest::prelude::*;
@@ -12,8 +12,12 @@ use support::{reason, send};
 const KEY: &str = "0123456789abcdef0123456789abcdef";
 const OTHER: &str = "fedcba9876543210fedcba9876543210";
 
+fn secret(text: &str) -> Key {
+    Key::new(text).expect("not empty")
+}
+
 fn key(name: &str, key: &str) -> ApiKey {
-    ApiKey::new(name, key).expect("long enough")
+    ApiKey::new(name, &secret(key)).expect("long enough")
 }
 
 fn keys() -> ApiKeys {
@@ -152,11 +156,11 @@ fn there_is_a_bound_on_keys() {
 
 #[tokio::test]
 async fn a_key_that_somebody_could_guess_is_not_taken_and_its_hash_is() {
-    for bad in ["", "secret", &KEY[1..], &format!("{KEY} "), &format!("{KEY}\n"), &"k".repeat(513), &"é".repeat(32)] {
-        let error = ApiKey::new("a", bad).expect_err("refused");
+    for bad in ["secret", &KEY[1..], &format!("{KEY} "), &format!("{KEY}\n"), &"k".repeat(513), &"é".repeat(32)] {
+        let error = ApiKey::new("a", &secret(bad)).expect_err("refused");
         assert_eq!((error.kind(), error.reason()), (Kind::Invalid, "key_invalid"), "{bad:?}");
     }
-    assert!(ApiKey::new("a", &"k".repeat(512)).is_ok());
+    assert!(ApiKey::new("a", &secret(&"k".repeat(512))).is_ok());
     let hash = hex::encode(Sha256::digest(KEY));
     for hash in [hash.clone(), hash.to_uppercase()] {
         let policy = ApiKeys::new([ApiKey::hashed("history", &hash).expect("a hash")]).expect("one");

@@ -209,6 +209,17 @@ async fn a_copy_is_refused_and_the_event_sent_again_later_is_not() {
 }
 
 #[tokio::test]
+async fn exchanged_secrets_forget_no_request() {
+    let policy = policy();
+    assert_eq!(reason(send(&policy, sent_at(NOW, "m")).await), None);
+    let policy = policy.secrets(secrets(&[OTHER, SECRET])).expect("two");
+    assert_eq!(reason(send(&policy, sent_at(NOW, "m")).await), Some("replayed"));
+    let policy = policy.secrets(secrets(&[OTHER])).expect("one");
+    assert_eq!(reason(send(&policy, sent_at(NOW, "n")).await), Some("signature_invalid"));
+    assert_eq!(policy.secrets([]).expect_err("none").reason(), "keys_missing");
+}
+
+#[tokio::test]
 async fn a_forged_request_does_not_use_up_an_id() {
     let policy = policy();
     let forged = headed("m", NOW, &sign(OTHER, "m", NOW, b"{}"), "{}");

@@ -161,7 +161,7 @@ fn standard() -> StandardWebhooks {
 }
 
 fn api_keys() -> ApiKeys {
-    ApiKeys::new([ApiKey::new("ci", SECRET).expect("32 characters")]).expect("one key")
+    ApiKeys::new([ApiKey::new("ci", &Key::new(SECRET).expect("not empty")).expect("32 characters")]).expect("one key")
 }
 
 fn key() -> JwtKey {
