@@ -4,6 +4,7 @@ mod api;
 mod load;
 mod oauth;
 mod place;
+mod plugin;
 mod retry;
 mod secret;
 mod value;
@@ -23,6 +24,7 @@ pub use api::{Api, Issuer};
 pub use load::ConfigError;
 pub use oauth::OAuth;
 pub use place::Places;
+pub use plugin::PluginKey;
 pub use retry::{Retry, Row};
 pub use secret::Secret;
 pub(crate) use secret::Source;
@@ -57,6 +59,8 @@ pub struct Config {
     pub vault: Option<Vault>,
     /// Who answers. At least one.
     pub bots: Vec<Bot>,
+    /// Who may call this service as a plugin. Default nobody.
+    pub plugin_keys: Vec<PluginKey>,
     /// Where all of this stands in its file.
     #[serde(skip)]
     pub places: Places,
@@ -225,6 +229,7 @@ impl Default for Config {
             secrets: Secrets::default(),
             vault: None,
             bots: Vec::new(),
+            plugin_keys: Vec::new(),
             places: Places::default(),
         }
     }

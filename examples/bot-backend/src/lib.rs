@@ -17,6 +17,7 @@ mod limits;
 mod metrics;
 mod oauth;
 mod platform;
+mod plugin;
 mod ready;
 mod secrets;
 mod server;

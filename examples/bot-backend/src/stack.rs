@@ -27,6 +27,7 @@ use crate::{
     config::Config,
     limits, message, oauth,
     platform::Platform,
+    plugin,
     secrets::Secrets,
     transport,
     webhook::webhook,
@@ -45,6 +46,7 @@ pub(crate) fn routes(config: &Config, app: &Arc<App>, secrets: &mut Secrets) -> 
         oauth::START,
         oauth::CALLBACK,
         api::MESSAGES,
+        plugin::HISTORY,
     ];
     let observe = ObserveLayer::new(Inbound::new(routes)?);
     let respond = ErrMapLayer::new(Responder::new().challenge(HeaderValue::from_static("Signature")));
@@ -78,8 +80,11 @@ pub(crate) fn routes(config: &Config, app: &Arc<App>, secrets: &mut Secrets) -> 
     let not_post = other(StatusCode::METHOD_NOT_ALLOWED, Some(HeaderValue::from_static("POST")));
     let not_get = other(StatusCode::METHOD_NOT_ALLOWED, Some(HeaderValue::from_static("GET, HEAD")));
     let messages = messages.fallback_service(not_post.clone());
-    let events = routing::post_service(events).fallback_service(not_post);
+    let events = routing::post_service(events).fallback_service(not_post.clone());
     let mut router = Router::new();
+    if let Some(calls) = plugin::calls(config, app, secrets, &observe)? {
+        router = router.route(plugin::HISTORY, calls.fallback_service(not_post));
+    }
     if let Some(consent) = app.consent.clone() {
         let pages = ServiceBuilder::new()
             .layer(observe.clone())

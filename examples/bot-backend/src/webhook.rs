@@ -108,8 +108,8 @@ impl About {
     }
 }
 
-/// What errmap would say in a response, for a stream whose status is sent already.
-fn fault(error: &Error, context: &Context) -> Value {
+/// What errmap would say in a response, where the status is that of a success.
+pub(crate) fn fault(error: &Error, context: &Context) -> Value {
     let mapping = Mapping::of(error);
     context.failure.get_or_init(|| (error.kind(), error.reason()));
     let message = match error.kind() {

@@ -113,6 +113,7 @@ impl Config {
                 }
             }
         }
+        self.check_plugin_keys()?;
         self.check_vault()?;
         let platform = &self.platform;
         let ways = [

@@ -84,6 +84,10 @@ impl Config {
                 secrets.extend(keys.map(|(index, key)| (format!("bots[{at}].{name}[{index}]"), key)));
             }
         }
+        for (at, plugin) in self.plugin_keys.iter_mut().enumerate() {
+            let keys = plugin.keys.iter_mut().enumerate();
+            secrets.extend(keys.map(|(index, key)| (format!("plugin_keys[{at}].keys[{index}]"), key)));
+        }
         secrets
     }
 

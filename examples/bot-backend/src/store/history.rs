@@ -72,4 +72,31 @@ impl Store {
         };
         rows.iter().map(entry).collect::<sqlx::Result<_>>().map_err(unavailable)
     }
+
+    /// The last messages of a user in a conversation of the platform's that were answered, with their answers, oldest first.
+    ///
+    /// # Errors
+    /// As [`Store::claim`].
+    pub async fn latest(
+        &self,
+        bot: &str,
+        user: &str,
+        platform_conversation: &str,
+        last: u32,
+    ) -> Result<Vec<(String, String)>, Error> {
+        let query = sqlx::query(
+            "SELECT messages.content, messages.answer FROM messages JOIN conversations \
+             ON conversations.bot_id = messages.bot_id AND conversations.user_id = messages.user_id \
+             AND conversations.conversation_id = messages.conversation_id \
+             WHERE messages.bot_id = $1 AND messages.user_id = $2 AND conversations.platform_conversation_id = $3 \
+             AND messages.status = 'answered' ORDER BY messages.received_at DESC, messages.message_id LIMIT $4",
+        )
+        .bind(bot)
+        .bind(user)
+        .bind(platform_conversation)
+        .bind(i64::from(last));
+        let rows = bounded(async { query.fetch_all(&mut *self.connection().await?).await }).await?;
+        let read = |row: &sqlx::any::AnyRow| Ok((row.try_get("content")?, row.try_get("answer")?));
+        rows.iter().rev().map(read).collect::<sqlx::Result<_>>().map_err(unavailable)
+    }
 }

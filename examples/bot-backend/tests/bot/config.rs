@@ -49,6 +49,7 @@ fn whole(without: &str) -> Config {
     let example = example
         .replace("{ env = \"ACME_WEBHOOK_KEY\" }", "[\"k1\", \"k2\"]")
         .replace("{ env = \"ACME_VERIFY_TOKEN\" }", "\"v\"")
+        .replace("{ env = \"ACME_PLUGIN_KEY\" }", "\"0123456789abcdef0123456789abcdef\"")
         .replace("{ env = \"BOT_OAUTH_SECRET\" }", "\"s\"")
         .replace("{ env = \"BOT_OAUTH_PASSWORD\" }", "\"0123456789abcdef\"");
     parse(&example).expect("good")
@@ -62,6 +63,7 @@ fn the_commented_keys_of_the_example_are_good_too() {
     assert!(config.api.resource.is_some() && config.api.issuers[0].tenants.len() == 1);
     assert!(config.platform.service_account.is_some() && config.bots[0].concurrency.is_some());
     assert_eq!((config.bots[0].webhook_keys.len(), config.bots[0].verify_tokens.len()), (2, 1));
+    assert_eq!(config.plugin_keys[0].name, "history");
     assert_eq!((config.retry.hedge, config.retry.rows.len()), (Some(Duration::from_secs(2)), 1));
 }
 

@@ -9,6 +9,7 @@ mod demo;
 mod keeping;
 mod lifecycle;
 mod oauth;
+mod plugin;
 mod refusals;
 mod rotation;
 mod servers;
