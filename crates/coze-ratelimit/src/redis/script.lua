@@ -3,7 +3,8 @@
 -- ARGV: the node; for each key its header; then the decisions.
 --   rate         1, rate, burst, number of settlements, (slot, spent, returned) of each
 --   concurrency  2, limit, number of the call, how many this node has
---   decision     how many alike, number of levels, (key, cost, requests to lease) of each
+--   decision     how many alike, number of levels, (key, cost, requests to lease) of each; the keys differ, and no cost is above
+--                what ever fits
 -- Reply: the slot in which leases of this call end, the microseconds until then; then for each decision
 --   how many were admitted (the first ones), what remains, microseconds until another one fits, microseconds until all fit,
 --   the level that refused (0 for none), and what was leased of each level.
@@ -161,28 +162,30 @@ while argument < #ARGV do
     for i = 1, number() do
         levels[i] = {key = keys[number()], cost = number(), ahead = number()}
     end
-    local admitted, longest, full, refused = 0, 0, 0, 0
-    while admitted < alike and refused == 0 do
+    -- As many as fit of each level are admitted, at once: that is the same as one after another.
+    local admitted, longest, full, refused = alike, 0, 0, 0
+    for _, level in ipairs(levels) do
+        if level.cost > 0 then
+            admitted = math.min(admitted, div(room(level.key), level.cost))
+        end
+    end
+    for _, level in ipairs(levels) do
+        local key, cost = level.key, admitted * level.cost
+        if key.limit then
+            key.have = key.have + cost
+        else
+            take(key, cost)
+            key.changed = key.changed or cost > 0
+        end
+    end
+    if admitted < alike then
+        longest = -1
         for i, level in ipairs(levels) do
             local this = wait(level.key, level.cost)
             if this > longest then
                 longest, refused = this, i
             end
         end
-        if refused == 0 then
-            for _, level in ipairs(levels) do
-                local key = level.key
-                if key.limit then
-                    key.have = key.have + level.cost
-                else
-                    take(key, level.cost)
-                    key.changed = key.changed or level.cost > 0
-                end
-            end
-            admitted = admitted + 1
-        end
-    end
-    if refused > 0 then
         local key = levels[refused].key
         full = key.limit and TRY or wait(key, math.min(key.rate, key.burst))
     end

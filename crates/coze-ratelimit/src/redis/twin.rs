@@ -47,7 +47,7 @@ pub(crate) struct Key {
     pub(crate) settlements: Vec<Settlement>,
 }
 
-/// The script, as far as rates go.
+/// The script, as far as rates go: decisions that are alike are made one after another, where the script makes them at once.
 pub(crate) fn call(
     accounts: &mut [Account],
     clock: u64,
@@ -149,13 +149,20 @@ async fn the_script_and_the_account_decide_alike() {
         }
         let mut decisions: Vec<(u64, Vec<Level>)> = Vec::new();
         for _ in 0..random.usize(1..4) {
-            let mut level = || (random.u64(1..=5), random.u64(0..4), random.u64(0..9) * u64::from(random.bool()));
-            let levels = if step % 2 == 0 { vec![level()] } else { vec![level(), level(), level()] };
+            let mut names: Vec<_> = (0..terms.len()).collect();
+            random.shuffle(&mut names);
+            names.truncate(if step % 2 == 0 { 1 } else { 3 });
+            let levels: Vec<Level> = names
+                .into_iter()
+                .map(|name| {
+                    let cost = random.u64(0..4).min(terms[name].capacity());
+                    (name as u64 + 1, cost, random.u64(0..9) * u64::from(random.bool()))
+                })
+                .collect();
             for _ in 0..random.u64(1..5) {
-                let levels: Vec<_> = levels.iter().map(|level| (level.0, level.1, level.2)).collect();
                 match batch.decide(&levels) {
                     true => decisions.last_mut().expect("like the last").0 += 1,
-                    false => decisions.push((1, levels)),
+                    false => decisions.push((1, levels.clone())),
                 }
             }
         }
