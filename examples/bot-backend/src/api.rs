@@ -1,9 +1,10 @@
 //! What the programs of a tenant's own may read, with a JSON web token: what was said in its conversations.
 
+mod remembered;
+
 use std::{convert::Infallible, sync::Arc};
 
 use axum::{
-    body::Body,
     extract::{FromRequestParts, Path},
     routing::{self, MethodRouter},
 };
@@ -14,7 +15,7 @@ use coze_errmap::{ErrMapLayer, Responder};
 use coze_observe::{Inbound, ObserveLayer};
 use coze_ratelimit::{Level, Limits, Rate, RateLimitLayer};
 use coze_tenant::TenantLayer;
-use http::{Method, Request, Response, request::Parts};
+use http::{Method, request::Parts};
 use serde_json::{Value, json};
 use tower::{ServiceBuilder, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -25,8 +26,9 @@ use crate::{
     stack::{panicked, tenants},
     store::{Entry, Place},
     transport::seldom,
-    webhook::json_response,
 };
+
+use remembered::Remembered;
 
 pub(crate) const MESSAGES: &str = "/conversations/{conversation_id}/messages";
 /// What a token has to permit.
@@ -49,7 +51,7 @@ pub(crate) fn messages(
         return Ok(None);
     }
     let rate = Level::per_tenant("tenant", Rate::per_second(config.limits.app_qps));
-    let app = app.clone();
+    let (app, remembered) = (app.clone(), Remembered::default());
     let respond = match metadata(config)? {
         Some(metadata) => Responder::new().resource_metadata(&metadata.url())?,
         None => Responder::new(),
@@ -65,8 +67,8 @@ pub(crate) fn messages(
             None => Err(Error::new(Kind::PermissionDenied, "tenant_missing").with_message("the token names no tenant")),
         }))
         .layer(TenantLayer::new(tenants(config)))
-        .layer(RateLimitLayer::new(Limits::new().level(rate)))
-        .service(service_fn(move |request| page(app.clone(), request)));
+        .layer(RateLimitLayer::new(Limits::new().level(rate)).degrade(remembered.clone()))
+        .service(service_fn(move |request| remembered.clone().page(app.clone(), request)));
     Ok(Some(routing::get_service(messages)))
 }
 
@@ -104,11 +106,10 @@ fn tokens(config: &Config) -> Result<Jwt, Error> {
 }
 
 /// A page of the messages in a conversation with the tenant's bots, the oldest first.
-async fn page<B>(app: Arc<App>, request: Request<B>) -> Result<Response<Body>, Error> {
-    let (mut parts, _) = request.into_parts();
+async fn page(app: &App, parts: &mut Parts) -> Result<Value, Error> {
     let context = Context::of(&mut parts.extensions);
     let tenant = context.tenant.get().ok_or_else(|| Error::new(Kind::Internal, "tenant_unknown"))?;
-    let id = Path::<String>::from_request_parts(&mut parts, &()).await.ok();
+    let id = Path::<String>::from_request_parts(parts, &()).await.ok();
     let id = id.and_then(|Path(id)| ConversationId::new(&id).ok());
     let id = id.ok_or_else(|| invalid("the path names no conversation"))?;
 
@@ -133,7 +134,7 @@ async fn page<B>(app: Arc<App>, request: Request<B>) -> Result<Response<Body>, E
     entries.truncate(limit as usize);
     let next = entries.last().filter(|_| has_more).map(|last| write(&last.place));
     let messages: Vec<Value> = entries.iter().map(shown).collect();
-    Ok(json_response(&json!({ "code": 0, "msg": "", "data": { "messages": messages, "next": next } })))
+    Ok(json!({ "code": 0, "msg": "", "data": { "messages": messages, "next": next } }))
 }
 
 fn shown(entry: &Entry) -> Value {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use coze_core::BotId;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{config::Bot, oauth::Consent, platform::Platform, sessions::Sessions, store::Store};
+use crate::{config::Bot, later::Later, oauth::Consent, platform::Platform, sessions::Sessions, store::Store};
 
 /// The state of a running service.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) sessions: Sessions,
     pub(crate) answerer: Answerer,
+    /// What is answered later.
+    pub(crate) later: Later,
     /// The way to a person's consent, where the bot needs one.
     pub(crate) consent: Option<Arc<Consent>>,
     pub(crate) bots: HashMap<BotId, Bot>,

@@ -13,6 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     app::{Answerer, App},
     config::Config,
+    later::Later,
     metrics,
     oauth::Consent,
     ready::Readiness,
@@ -68,6 +69,7 @@ impl Backend {
             sessions: Sessions::open(&config.storage.sessions)?,
             answerer: if echo { Answerer::Echo } else { answerer(config, consent.as_deref(), secrets)? },
             consent,
+            later: Later::open(config)?,
             bots: config.bots.iter().map(|bot| (bot.id.clone(), bot.clone())).collect(),
             request_timeout: config.http.request_timeout,
             silence_timeout: config.platform.silence_timeout,
@@ -104,8 +106,10 @@ impl Backend {
     /// Stops accepting, finishes what was accepted (at most for the drain timeout), closes the storage. Says whether
     /// everything came to its end by itself.
     pub async fn stop(self) -> bool {
+        self.app.later.stop();
         let drained = self.server.stop(self.drain_timeout, &self.app.tasks, &self.app.stop).await;
         self.app.stop.cancel();
+        self.app.later.close().await;
         if timeout(Duration::from_secs(5), self.app.store.close()).await.is_err() {
             tracing::warn!("the database did not close in time");
         }

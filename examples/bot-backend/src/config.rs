@@ -1,6 +1,7 @@
 //! What the service is told: a TOML file, and what the command line and the environment override.
 
 mod api;
+mod later;
 mod load;
 mod oauth;
 mod place;
@@ -21,6 +22,7 @@ use coze_core::{BotId, TenantId};
 use serde::Deserialize;
 
 pub use api::{Api, Issuer};
+pub use later::{Keeper, Later};
 pub use load::ConfigError;
 pub use oauth::OAuth;
 pub use place::Places;
@@ -45,6 +47,8 @@ pub struct Config {
     pub http: Http,
     /// The platform's three limits, kept on our side.
     pub limits: Limits,
+    /// What becomes of messages that they refuse.
+    pub later: Later,
     /// Where the answers come from.
     pub platform: Platform,
     /// How calls to it that failed are sent again.
@@ -222,6 +226,7 @@ impl Default for Config {
             log: LogFormat::Text,
             http: Http::default(),
             limits: Limits::default(),
+            later: Later::default(),
             platform: Platform::default(),
             retry: Retry::default(),
             api: Api::default(),

@@ -13,6 +13,7 @@ mod app;
 mod backend;
 mod callback;
 mod idle;
+mod later;
 mod limits;
 mod metrics;
 mod oauth;

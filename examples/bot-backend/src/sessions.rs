@@ -122,7 +122,7 @@ impl std::fmt::Debug for Sessions {
     }
 }
 
-fn connection(url: &Secret) -> Result<ConnectionManager, Error> {
+pub(crate) fn connection(url: &Secret) -> Result<ConnectionManager, Error> {
     let invalid = |e: RedisError| {
         Error::new(Kind::Invalid, "sessions_url").with_message("the sessions URL is not one of redis").with_source(e)
     };

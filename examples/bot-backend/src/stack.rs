@@ -25,6 +25,7 @@ use crate::{
     app::App,
     callback::{Callbacks, callback},
     config::Config,
+    later::{Later, Receipt},
     limits, message, oauth,
     platform::Platform,
     plugin,
@@ -122,6 +123,7 @@ fn messages<P>(
 where
     P: Policy<Permit: Send + 'static, Future: Send + 'static> + Clone + Send + Sync + 'static,
 {
+    Later::work(app, limits.clone());
     Ok(routing::post_service(
         ServiceBuilder::new()
             .layer(observe.clone())
@@ -129,7 +131,7 @@ where
             .layer(CatchPanicLayer::custom(panicked))
             .layer(AuthLayer::new(signatures(config, secrets)?))
             .layer(TenantLayer::new(tenants(config)))
-            .layer(RateLimitLayer::new(limits))
+            .layer(RateLimitLayer::new(limits).degrade(Receipt(app.clone())))
             .service(service_fn({
                 let app = app.clone();
                 move |request| webhook(app.clone(), request)

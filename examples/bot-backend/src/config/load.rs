@@ -7,7 +7,7 @@ use std::{
 use coze_auth::{MAX_KEYS, Static};
 use coze_core::redact;
 
-use super::{Config, OAuth, Places, Secret, place};
+use super::{Config, Keeper, OAuth, Places, Secret, place};
 
 /// Why a configuration is refused: file, line and key, and what was expected there.
 #[derive(Debug)]
@@ -115,6 +115,9 @@ impl Config {
         }
         self.check_plugin_keys()?;
         self.check_vault()?;
+        if self.later.queue == Keeper::Redis && self.storage.sessions.expose() == "memory" {
+            return wrong("later.queue", "redis is that of storage.sessions, which is memory");
+        }
         let platform = &self.platform;
         let ways = [
             ("platform.token", platform.token.is_some()),

@@ -335,3 +335,26 @@ async fn keys_without_tls_are_refused_at_the_start() {
     let error = Backend::start(&config, false).await.expect_err("refused").to_string();
     assert!(error.contains(NAME) && error.contains("https"), "{error}");
 }
+
+#[tokio::test]
+async fn who_asks_too_often_is_shown_what_was_read_lately_and_nobody_elses() {
+    let signer = Signer::new();
+    let world = world(&signer, |config| config.limits.app_qps = 1.try_into().expect("not zero")).await;
+    let conversation = json!("c-lately");
+    say(&world, BOT, &conversation, "hello").await;
+    let (acme, other) = (signer.of("acme"), signer.of("other"));
+    // The limit lets one or two of these through, all are answered.
+    let mut ages = 0;
+    for _ in 0..5 {
+        let answer = messages(&world, &conversation, "", &acme).await;
+        assert_eq!((answer.status.as_u16(), contents(&answer)), (200, vec!["hello".to_owned()]));
+        ages += usize::from(answer.headers.contains_key("age"));
+    }
+    assert!((1..5).contains(&ages), "{ages} of them were shown again");
+    let page = messages(&world, &conversation, "?limit=1", &acme).await;
+    assert_eq!(page.status, 429, "it was not read");
+    for _ in 0..3 {
+        let answer = messages(&world, &conversation, "", &other).await;
+        assert!([404, 429].contains(&answer.status.as_u16()), "{}", answer.text());
+    }
+}
