@@ -14,7 +14,7 @@ use std::{error::Error as StdError, fmt::Write};
 pub use self::{
     answers::{oauth, vault},
     mutation::Mutations,
-    requests::{callback, webhook},
+    requests::{callback, standard_webhooks, webhook},
     tokens::{jwks, jwt},
 };
 
@@ -22,8 +22,15 @@ pub use self::{
 pub type Target = (&'static str, fn(&[u8]) -> bool);
 
 /// Every target.
-pub const TARGETS: [Target; 6] =
-    [("callback", callback), ("jwks", jwks), ("jwt", jwt), ("oauth", oauth), ("vault", vault), ("webhook", webhook)];
+pub const TARGETS: [Target; 7] = [
+    ("callback", callback),
+    ("jwks", jwks),
+    ("jwt", jwt),
+    ("oauth", oauth),
+    ("standard_webhooks", standard_webhooks),
+    ("vault", vault),
+    ("webhook", webhook),
+];
 
 /// More characters than an error and its causes have, whatever they are about.
 const MAX_SHOWN: usize = 4096;

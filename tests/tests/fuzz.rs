@@ -44,6 +44,11 @@ fn signatures_of_callbacks_are_judged_as_a_second_reading_judges_them() {
 }
 
 #[test]
+fn signatures_of_standard_webhooks_are_judged_as_a_second_reading_judges_them() {
+    run("standard_webhooks");
+}
+
+#[test]
 fn no_variation_of_a_token_is_accepted() {
     run("jwt");
 }

@@ -6,8 +6,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use coze_auth::{AuthLayer, Callback, Key, Policy, VerifiedBody, Webhook, WebhookKeys};
+use coze_auth::{AuthLayer, Callback, Key, Policy, StandardWebhooks, VerifiedBody, Webhook, WebhookKeys};
 use coze_core::{BotId, BoxError, Context, Error, Kind};
 use hmac::{Hmac, KeyInit, Mac};
 use http::{HeaderValue, Request, Response, Uri};
@@ -84,6 +85,39 @@ pub fn callback(data: &[u8]) -> bool {
     let keys = TOKENS.map(|token| Key::new(token).expect("not empty"));
     let clock = || UNIX_EPOCH + Duration::from_secs(NOW);
     let policy = Callback::new("app", keys).expect("two tokens").window(WINDOW).clock(clock as fn() -> SystemTime);
+    let is_accepted = judge(ask(policy.clone(), request.clone()), expected, body, TOKENS);
+    if is_accepted {
+        let error = ask(policy, request).expect_err("a copy is refused");
+        assert_eq!(Error::find(&*error).map(Error::reason), Some("replayed"));
+    }
+    is_accepted
+}
+
+/// A standard webhook, as `webhook-signature`, `webhook-timestamp` and `webhook-id`, each a line, and then the body. Accepted exactly
+/// if one of at most 16 signatures is that of all of it by one of our secrets now, and once.
+pub fn standard_webhooks(data: &[u8]) -> bool {
+    let Some(([signatures, timestamp, id], body)) = lines(data) else { return false };
+    let headers = [("webhook-signature", signatures), ("webhook-timestamp", timestamp), ("webhook-id", id)];
+    let Some(request) = request(b"/", &headers, body) else { return false };
+
+    let is_by = |secret: &&str| {
+        let mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any length");
+        let mac = [id, b".", timestamp, b".", body].iter().fold(mac, |mac, part| mac.chain_update(part));
+        let expected = format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes()));
+        signatures.split(|byte| *byte == b' ').any(|signature| signature == expected.as_bytes())
+    };
+    let is_digits = (1..=12).contains(&timestamp.len()) && timestamp.iter().all(u8::is_ascii_digit);
+    let sent = str::from_utf8(timestamp).ok().filter(|_| is_digits).and_then(|digits| digits.parse::<u64>().ok());
+    let is_now = sent.is_some_and(|sent| sent.abs_diff(NOW) <= 300);
+    let is_id =
+        (1..=256).contains(&id.len()) && id.iter().all(|c| *c != b'.' && (*c == b'\t' || (b' '..=b'~').contains(c)));
+    let are_few = signatures.split(|byte| *byte == b' ').count() <= 16;
+    let expected = is_now && is_id && are_few && TOKENS.iter().any(is_by);
+
+    let keys = TOKENS.map(|secret| Key::new(secret).expect("not empty"));
+    let clock = || UNIX_EPOCH + Duration::from_secs(NOW);
+    let policy = StandardWebhooks::new("sender", keys).expect("two secrets").window(WINDOW);
+    let policy = policy.clock(clock as fn() -> SystemTime);
     let is_accepted = judge(ask(policy.clone(), request.clone()), expected, body, TOKENS);
     if is_accepted {
         let error = ask(policy, request).expect_err("a copy is refused");
