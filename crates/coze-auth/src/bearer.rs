@@ -78,7 +78,7 @@ where
             Err(error) => return Decision::Now(Err(error)),
         };
         match source.token() {
-            Decision::Now(token) => Decision::Now(token.map(|token| attach(&token, request, source, host))),
+            Decision::Now(token) => Decision::Now(token.map(|token| attach(token, request, source, host))),
             Decision::Later(token) => Decision::Later(Attach { token, held: Some((request, source, host)) }),
         }
     }
@@ -113,9 +113,10 @@ where
     }
 }
 
-fn attach<T, B>(token: &Token, mut request: Request<B>, source: T, host: Option<Arc<str>>) -> Admitted<B, Sent<T>> {
-    request.headers_mut().insert(AUTHORIZATION, token.header().clone());
-    (request, Sent { source, generation: token.generation(), host })
+fn attach<T, B>(token: Token, mut request: Request<B>, source: T, host: Option<Arc<str>>) -> Admitted<B, Sent<T>> {
+    let generation = token.generation();
+    request.headers_mut().insert(AUTHORIZATION, token.into_header());
+    (request, Sent { source, generation, host })
 }
 
 /// The same error, except for what `change` says.
@@ -169,7 +170,7 @@ where
         let this = self.project();
         let token = ready!(this.token.poll(task))?;
         let (request, source, host) = this.held.take().expect("a future is not polled after it is ready");
-        Poll::Ready(Ok(attach(&token, request, source, host)))
+        Poll::Ready(Ok(attach(token, request, source, host)))
     }
 }
 

@@ -50,6 +50,11 @@ impl Token {
         &self.header
     }
 
+    /// The same, for the one request that the token was taken for.
+    pub(crate) fn into_header(self) -> HeaderValue {
+        self.header
+    }
+
     /// How long it is valid, counted from when it was asked for; `None` if that is not known.
     #[must_use]
     pub fn lifetime(&self) -> Option<Duration> {
