@@ -74,9 +74,7 @@ impl<R> Callback<R> {
     /// Keeps the nonces elsewhere than in a memory of its own. Several apps may share a store.
     #[must_use]
     pub fn store<T: ReplayStore>(self, store: T) -> Callback<T> {
-        let Once { principal, window, clock, .. } = self.once;
-        let once = Once { principal, window, clock, store };
-        Callback { tokens: self.tokens, limits: self.limits, once, report: self.report }
+        Callback { tokens: self.tokens, limits: self.limits, once: self.once.stored_in(store), report: self.report }
     }
 
     /// Accepts what is signed with one of these tokens instead. The nonces are those of the policy it was.

@@ -54,6 +54,11 @@ impl<R> Once<R> {
         Self { principal, window: Duration::from_secs(5 * 60), clock: SystemTime::now, store }
     }
 
+    /// The same, remembered elsewhere.
+    pub(crate) fn stored_in<T>(self, store: T) -> Once<T> {
+        Once { principal: self.principal, window: self.window, clock: self.clock, store }
+    }
+
     /// The time of the Unix clock, if a request of the time `sent` still counts.
     pub(crate) fn now(&self, sent: Duration) -> Result<Duration, Error> {
         let now = (self.clock)().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -84,9 +84,12 @@ impl<R> StandardWebhooks<R> {
     /// Remembers the requests elsewhere than in a [`MemoryReplay`] of its own. Several senders may share a store.
     #[must_use]
     pub fn store<T: ReplayStore>(self, store: T) -> StandardWebhooks<T> {
-        let Once { principal, window, clock, .. } = self.once;
-        let once = Once { principal, window, clock, store };
-        StandardWebhooks { secrets: self.secrets, limits: self.limits, once, report: self.report }
+        StandardWebhooks {
+            secrets: self.secrets,
+            limits: self.limits,
+            once: self.once.stored_in(store),
+            report: self.report,
+        }
     }
 
     /// Accepts what is signed with one of these secrets instead. The requests it remembers are those of the policy it was.
