@@ -75,7 +75,7 @@ where
     I: Future<Output = Result<Response<R>, BoxError>>,
     R: Body,
 {
-    type Output = Result<Response<ResponseBody<R, P::Permit>>, BoxError>;
+    type Output = Result<Response<ResponseBody<R, P>>, BoxError>;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
         loop {
@@ -96,10 +96,13 @@ where
                     self.set(next);
                 }
                 StateProj::Called { future, permit } => {
-                    let answer = ready!(future.poll(task));
-                    let permit = permit.take();
+                    let answer = ready!(future.poll(task)).map(Response::into_parts).map_err(Into::into);
+                    let mut permit = permit.take();
+                    if let Some(permit) = &mut permit {
+                        P::answered(permit, answer.as_ref().map(|(head, _)| head));
+                    }
                     return Poll::Ready(
-                        answer.map(|r| r.map(|body| ResponseBody::new(body, permit))).map_err(Into::into),
+                        answer.map(|(head, body)| Response::from_parts(head, ResponseBody::new(body, permit))),
                     );
                 }
                 StateProj::Instead { future } => {

@@ -3,8 +3,8 @@ use std::{
     time::Instant,
 };
 
-use coze_core::{Context, Error};
-use http::request::Parts;
+use coze_core::{BoxError, Context, Error};
+use http::{request::Parts, response};
 
 /// Decides whether there is room for a request.
 ///
@@ -33,6 +33,18 @@ pub trait Policy {
 
     /// Looks at one request that came at `now`, before it goes further. A refused one does not reach the inner service.
     fn decide(&self, parts: &Parts, context: &Context, now: Instant) -> Decision<Self::Permit, Self::Future>;
+
+    /// The inner service answered an admitted request, or failed it; called once, by default for nothing. After a failure the permit
+    /// is dropped, after an answer the body holds it. Without this call the request was dropped before, or the service panicked.
+    fn answered(permit: &mut Self::Permit, answer: Result<&response::Parts, &BoxError>) {
+        let _ = (permit, answer);
+    }
+
+    /// The response body came to its end, as far as its frames tell; by default the permit is dropped. A permit that is dropped
+    /// without this call belongs to a request that failed or was dropped, or to a body that failed or was dropped half read.
+    fn completed(permit: Self::Permit) {
+        drop(permit);
+    }
 }
 
 /// An answer that is there already, or a future of it. Only the latter costs a clone of the inner service and an allocation.

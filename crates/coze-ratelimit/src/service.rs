@@ -36,7 +36,7 @@ where
     D: Degrade<B, R> + Clone,
     R: Body,
 {
-    type Response = Response<ResponseBody<R, P::Permit>>;
+    type Response = Response<ResponseBody<R, P>>;
     type Error = BoxError;
     type Future = ResponseFuture<S, P, B, D, D::Future>;
 

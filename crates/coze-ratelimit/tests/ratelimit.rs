@@ -109,10 +109,7 @@ fn request() -> Req {
 }
 
 /// Sends one request through the layer: the answer, and what the limiter noted.
-async fn send(
-    limits: &Limits,
-    answer: Res,
-) -> (Result<Response<ResponseBody<Script, impl Sized>>, Error>, &'static str) {
+async fn send(limits: &Limits, answer: Res) -> (Result<Response<ResponseBody<Script, Limits>>, Error>, &'static str) {
     let (mock, mut handle) = mock::pair::<Req, Res>();
     let mut request = request();
     let context = Context::of(request.extensions_mut());
@@ -154,7 +151,7 @@ async fn what_is_refused_never_reaches_the_inner_service_and_says_what_a_429_nee
         assert!(send(&limits, response(true, [])).await.0.is_ok());
     }
     let (refused, noted) = send(&limits, response(true, [])).await;
-    let error = refused.err().expect("the fourth");
+    let error = refused.expect_err("the fourth");
     let limit = error.limit().expect("its limit");
     assert_eq!((error.kind(), error.reason(), noted), (Kind::RateLimited, "rate_limited", "app"));
     assert_eq!((limit.name, limit.quota, limit.remaining), ("app", 3, 0));
@@ -225,7 +222,7 @@ async fn an_inner_service_that_panics_gives_the_permit_back() {
 }
 
 /// The body of an answer to an admitted request.
-async fn answered(answer: Res) -> (Counted, ResponseBody<Script, Held>) {
+async fn answered(answer: Res) -> (Counted, ResponseBody<Script, Counted>) {
     let (policy, mut handle, future) = in_flight().await;
     handle.next_request().await.expect("forwarded").1.send_response(answer);
     (policy, future.await.expect("answered").into_body())
