@@ -96,6 +96,19 @@ fn inside<B>(mut request: Request<B>, note: impl Fn(&Context)) -> Request<B> {
 }
 
 #[test]
+fn a_cost_in_two_levels_is_reserved_and_settled_without_an_allocation() {
+    let level = |name| Level::per_user(name, Rate::per_minute(MANY)).cost(|_, _| 2).settle();
+    let limit = RateLimitLayer::new(Limits::new().level(level("tokens")).level(level("images")));
+    let known = || {
+        inside(message(), |context| {
+            context.user.set(user()).expect("empty");
+            context.cost.set(1).expect("empty");
+        })
+    };
+    assert_eq!(cost(limit.layer(bare()), known), 0);
+}
+
+#[test]
 fn a_message_on_its_way_in_allocates_so_often_in_each_layer() {
     let keys = WebhookKeys::new();
     keys.set(&bot(), [Key::new("bot-token").expect("valid")]).expect("not too many");

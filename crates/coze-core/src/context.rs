@@ -42,6 +42,8 @@ pub struct Slots {
     pub token_life: OnceLock<Duration>,
     /// How the limiter decided: `ok`, or the name of the limit that refused.
     pub limit: OnceLock<&'static str>,
+    /// What the request cost in the end, for limits that settle it: such as the tokens of a model, known at the end of its answer.
+    pub cost: OnceLock<u32>,
     /// Why the request failed, where a layer turned an error into a response.
     pub failure: OnceLock<(Kind, &'static str)>,
     /// How often the request was sent, retries included.

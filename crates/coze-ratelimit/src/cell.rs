@@ -81,19 +81,19 @@ impl Usage {
 
     /// Whether the cells of a rate are narrow.
     pub(crate) fn is_narrow(rate: &Rate) -> bool {
-        u64::from(rate.burst.get()) * SECOND <= MAX_LEVEL && u8::try_from(rate.per_second.get()).is_ok()
+        u64::from(rate.burst.get()) * SECOND <= MAX_LEVEL && u8::try_from(rate.window()).is_ok()
     }
 
     /// Time until so many requests fit, if nobody else comes: zero if they fit now.
     pub(crate) fn wait(&self, rate: &Rate, requests: u32, now: u64) -> u64 {
-        let window = self.window.wait(rate.per_second.get(), requests, now);
+        let window = self.window.wait(rate.window(), requests, now);
         self.bucket.wait(rate, requests, now).max(window)
     }
 
-    /// Time until the full quota fits: a second's worth, or as much of it as the burst allows at the same moment.
+    /// Time until the full quota fits: what there is in a second or a minute, or as much of it as the burst allows at the same moment.
     pub(crate) fn reset(&self, rate: &Rate, now: u64) -> u64 {
-        let full = rate.per_second.get();
-        let window = self.window.wait(full, full, now);
+        let full = rate.requests.get();
+        let window = self.window.wait(rate.window(), full, now);
         self.bucket.wait(rate, full.min(rate.burst.get()), now).max(window)
     }
 
@@ -102,16 +102,27 @@ impl Usage {
         self.window.take(requests, slice(now));
     }
 
+    /// Counts requests whether they fit or not.
+    pub(crate) fn charge(&mut self, rate: &Rate, requests: u32, now: u64) {
+        self.bucket.charge(rate, requests, now);
+        self.window.take(requests, slice(now));
+    }
+
+    /// Gives back requests that were taken at `then`.
+    pub(crate) fn refund(&mut self, rate: &Rate, requests: u32, then: u64) {
+        self.bucket.refund(rate, requests);
+        self.window.refund(requests, slice(then));
+    }
+
     /// Forgets what is used above the quota.
     pub(crate) fn skim(&mut self, rate: &Rate) {
         self.bucket.skim(rate);
-        self.window.skim(rate.per_second.get());
+        self.window.skim(rate.window());
     }
 
     /// Whether it is as good as new.
     pub(crate) fn is_idle(&self, rate: &Rate, now: u64) -> bool {
-        self.window.fits(rate.per_second.get(), rate.per_second.get(), slice(now))
-            && self.bucket.fits(rate, rate.burst.get(), now)
+        self.window.fits(rate.window(), rate.window(), slice(now)) && self.bucket.fits(rate, rate.burst.get(), now)
     }
 }
 
@@ -119,8 +130,8 @@ impl Usage {
 #[inline]
 pub(crate) fn fits(rate: &Rate, at: u64, words: &[AtomicU64], requests: u32, now: u64) -> bool {
     let window = match slice(now).saturating_sub(slice(at)) {
-        0 => used(words) <= rate.per_second.get().saturating_sub(requests).into(),
-        1..TEN => Usage::load(at, words).window.fits(rate.per_second.get(), requests, slice(now)),
+        0 => used(words) <= rate.window().saturating_sub(requests).into(),
+        1..TEN => Usage::load(at, words).window.fits(rate.window(), requests, slice(now)),
         TEN.. => true,
     };
     window && Bucket { at, level: level(words) }.fits(rate, requests, now)

@@ -2,16 +2,19 @@
 //!
 //! It is the generic cell rate algorithm in its form of a continuous-state leaky bucket (ITU-T I.371, annex A), counted in
 //! whole units: a request pours in as many units as a second has nanoseconds, and as many as there are requests per second
-//! drain in each nanosecond. So no rate has a remainder to lose, and nothing drifts.
+//! drain in each nanosecond (or per minute, where it is a rate per minute). So no rate has a remainder to lose, and nothing drifts.
 
 use crate::{Rate, window::SECOND};
+
+/// The longest debt, in nanoseconds: an hour. What is charged beyond it is forgotten, so that nobody waits for days.
+const MAX_DEBT: u64 = 3600 * SECOND;
 
 /// What is in the bucket of one key. The empty bucket is the default.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Bucket {
     /// When `level` was true, in nanoseconds. It never goes back.
     pub(crate) at: u64,
-    /// Units in the bucket: at most the burst, 2⁶² units for the largest, unless it was settled for more than there was.
+    /// Units in the bucket: at most the burst, less than 2⁶³ for the largest, unless it was settled for more than there was.
     pub(crate) level: u64,
 }
 
@@ -26,15 +29,29 @@ impl Bucket {
     pub(crate) fn wait(&self, rate: &Rate, requests: u32, now: u64) -> u64 {
         match self.drained(rate, now).saturating_sub(room(rate, requests)) {
             0 => 0,
-            excess => self.at.saturating_sub(now).saturating_add(excess.div_ceil(u64::from(rate.per_second.get()))),
+            excess => self.at.saturating_sub(now).saturating_add(excess.div_ceil(u64::from(rate.requests.get()))),
         }
     }
 
     /// Pours in requests, which fitted or are owed.
     #[inline]
     pub(crate) fn take(&mut self, rate: &Rate, requests: u32, now: u64) {
-        self.level = self.drained(rate, now).saturating_add(units(requests));
+        self.level = self.drained(rate, now).saturating_add(units(rate, requests));
         self.at = self.at.max(now);
+    }
+
+    /// Pours in requests, whether they fit or not, up to a debt of [`MAX_DEBT`].
+    pub(crate) fn charge(&mut self, rate: &Rate, requests: u32, now: u64) {
+        let brim = room(rate, 0).saturating_add(MAX_DEBT.saturating_mul(rate.requests.get().into()));
+        let most = self.drained(rate, now).max(brim);
+        self.take(rate, requests, now);
+        self.level = self.level.min(most);
+    }
+
+    /// Takes out requests, or what is left of them.
+    pub(crate) fn refund(&mut self, rate: &Rate, requests: u32) {
+        // The same as if it had drained until now first.
+        self.level = self.level.saturating_sub(units(rate, requests));
     }
 
     /// Forgets what is above the brim.
@@ -45,19 +62,19 @@ impl Bucket {
     /// Units in the bucket at `now`; a time before the last one counts as the last one.
     #[inline]
     fn drained(&self, rate: &Rate, now: u64) -> u64 {
-        self.level.saturating_sub(now.saturating_sub(self.at).saturating_mul(u64::from(rate.per_second.get())))
+        self.level.saturating_sub(now.saturating_sub(self.at).saturating_mul(u64::from(rate.requests.get())))
     }
 }
 
-/// The level up to which `requests` have room. Cannot overflow: 2⁶² for the largest burst.
+/// The level up to which `requests` have room. Cannot overflow: less than 2⁶³ for the largest burst.
 #[inline]
 fn room(rate: &Rate, requests: u32) -> u64 {
-    u64::from(rate.burst.get().saturating_sub(requests)) * SECOND
+    u64::from(rate.burst.get().saturating_sub(requests)) * rate.period()
 }
 
 #[inline]
-fn units(requests: u32) -> u64 {
-    u64::from(requests).saturating_mul(SECOND)
+fn units(rate: &Rate, requests: u32) -> u64 {
+    u64::from(requests).saturating_mul(rate.period())
 }
 
 #[cfg(test)]
@@ -90,7 +107,7 @@ mod tests {
             let count = (admitted.len() - first + 1) as u128;
             let elapsed = now - admitted.get(first).copied().unwrap_or(now);
             let allowed =
-                u128::from(rate.burst.get()) * 1_000_000_000 + u128::from(elapsed) * u128::from(rate.per_second.get());
+                u128::from(rate.burst.get()) * 1_000_000_000 + u128::from(elapsed) * u128::from(rate.requests.get());
             count * 1_000_000_000 <= allowed
         })
     }

@@ -16,6 +16,8 @@ pub struct Level {
     /// The largest quota that a plan may set.
     pub(crate) up_to: Option<Quota>,
     pub(crate) is_reported: bool,
+    /// Whether the cost is known only at the end.
+    pub(crate) is_settled: bool,
     keys: Keys,
     cost: Option<Function<u32>>,
     class: Option<Function<Class>>,
@@ -96,8 +98,8 @@ impl Level {
         Self::new(name, quota, Keys::Custom(Arc::new(key)))
     }
 
-    /// How many keys have a cell of their own at most, default 65 536; a key takes 48 bytes, or 96 where the rate is above 255
-    /// (less than one in 100 finds no place before all are taken).
+    /// How many keys have a cell of their own at most, default 65 536; a key takes 48 bytes, or 96 where the rate is above 255 or per
+    /// minute (less than one in 100 finds no place before all are taken).
     ///
     /// A key whose quota is full again gives its place to the next key that needs one. While there is none, a key shares its
     /// cells with others, in a sketch of fixed size (128 KiB, or 256): it never gets more than its quota, but may be
@@ -115,6 +117,22 @@ impl Level {
     #[must_use]
     pub fn cost(self, cost: impl Fn(&Parts, &Context) -> u32 + Send + Sync + 'static) -> Self {
         Self { cost: Some(Function(Arc::new(cost))), ..self }
+    }
+
+    /// Takes [`Level::cost`] for an estimate, and settles it when the request ends with what it cost in the end, which somebody who
+    /// knows notes before: `Context::cost`, such as the tokens of a model, which the end of a stream tells.
+    ///
+    /// What was noted counts, however the request ended: more than the estimate is taken even if there is not so much, as a debt that
+    /// later requests wait for (at most an hour's worth); of less the rest is given back. If nothing was noted, a request whose
+    /// response body came to its end cost the estimate, and one that failed or was dropped before nothing.
+    ///
+    /// All that is booked, estimates when they are taken and differences when they are settled, keeps to the quota: the sum of any t
+    /// seconds is at most burst + rate × t, but for debts. What is given back after it has left the window, or drained from a bucket
+    /// that is empty since, is worth nothing. A key takes 96 bytes. Of a quota of requests at once there is nothing to settle. A key in
+    /// the sketch ([`Level::max_keys`]) gets nothing back, as others may have used it, and owes no more than its quota.
+    #[must_use]
+    pub fn settle(self) -> Self {
+        Self { is_settled: true, ..self }
     }
 
     /// Keeps the last part of the quota for what matters more: when half of it is used (in the bucket or in the window, or of the
@@ -141,7 +159,17 @@ impl Level {
 
     fn new(name: &'static str, quota: impl Into<Quota>, keys: Keys) -> Self {
         let (quota, max_keys) = (quota.into(), 65_536);
-        Self { name, quota, max_keys, up_to: None, is_reported: false, keys, cost: None, class: None }
+        Self {
+            name,
+            quota,
+            max_keys,
+            up_to: None,
+            is_reported: false,
+            is_settled: false,
+            keys,
+            cost: None,
+            class: None,
+        }
     }
 
     /// Whether a cell can hold what is used of a quota.
@@ -150,7 +178,7 @@ impl Level {
     }
 
     pub(crate) fn is_wide(&self) -> bool {
-        is_wide(&self.quota) || self.up_to.as_ref().is_some_and(is_wide)
+        self.is_settled || is_wide(&self.quota) || self.up_to.as_ref().is_some_and(is_wide)
     }
 
     /// What the request costs, and how much must be left of the quota besides.

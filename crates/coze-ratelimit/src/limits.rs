@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use coze_core::{Context, Error, Kind, Limit};
 use http::request::Parts;
 
-use crate::{Decision, Level, Permit, Plan, Policy, Quota, Rate, cells::Cells, permit::InFlight, place::LATEST, slot};
+use crate::{Decision, Level, Permit, Plan, Policy, Quota, Rate, cells::Cells, permit::Held, place::LATEST, slot};
 
 /// The platform's limits on our calls (requirement R4.1).
 const APP: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
@@ -114,7 +114,8 @@ impl Limits {
     /// nobody else comes, never zero; for concurrency it is one second, because nobody knows.
     pub fn check(&self, parts: &Parts, context: &Context, now: Instant) -> Result<Permit, Error> {
         let plan = self.inner.plan.get().map(ArcSwap::load);
-        let asking = Asking { parts, context, plan: plan.as_deref().map(|plan| &**plan), now: self.nanos(now) };
+        let now = nanos(&self.inner.beginning, now);
+        let asking = Asking { parts, context, plan: plan.as_deref().map(|plan| &**plan), now };
         let mut permit = Permit::default();
         if let Some(refusal) = involve(&self.inner.gates, &asking, None, None, &mut permit) {
             return Err(refusal.into());
@@ -123,15 +124,15 @@ impl Limits {
             self.inner.reported.fetch_add(1, Ordering::Relaxed);
             context.limit.get_or_init(|| name);
         }
+        permit.settle_by(context, &self.inner.beginning);
         Ok(permit)
     }
+}
 
-    /// Nanoseconds since the beginning; zero for a time before it.
-    fn nanos(&self, now: Instant) -> u64 {
-        let beginning = *self.inner.beginning.get_or_init(|| now);
-        let elapsed = now.saturating_duration_since(beginning);
-        elapsed.as_secs().saturating_mul(1_000_000_000).saturating_add(elapsed.subsec_nanos().into()).min(LATEST)
-    }
+/// Nanoseconds since the beginning, which is `now` if there is none yet; zero for a time before it.
+pub(crate) fn nanos(beginning: &OnceLock<Instant>, now: Instant) -> u64 {
+    let elapsed = now.saturating_duration_since(*beginning.get_or_init(|| now));
+    elapsed.as_secs().saturating_mul(1_000_000_000).saturating_add(elapsed.subsec_nanos().into()).min(LATEST)
 }
 
 impl Policy for Limits {
@@ -140,6 +141,11 @@ impl Policy for Limits {
 
     fn decide(&self, parts: &Parts, context: &Context, now: Instant) -> Decision<Permit, Self::Future> {
         Decision::Now(self.check(parts, context, now))
+    }
+
+    /// Settles what the request cost, as noted, or as it was taken for.
+    fn completed(permit: Permit) {
+        permit.complete();
     }
 }
 
@@ -202,7 +208,7 @@ fn decide(involved: Option<&Involved<'_>>, now: u64, refusal: Option<Refusal>, p
     let refusal = decide(*before, now, refusal, permit);
     if refusal.is_none() {
         slot::take(quota, locked, *cost, now);
-        involved.hold(false, permit);
+        involved.hold(false, now, permit);
     }
     refusal
 }
@@ -219,17 +225,20 @@ fn decide_new(involved: &Involved<'_>, now: u64, refusal: Option<Refusal>, permi
     let refusal = decide(*before, now, refusal, permit);
     if refusal.is_none() {
         let is_shared = slot.take(quota, *cost, now);
-        involved.hold(is_shared, permit);
+        involved.hold(is_shared, now, permit);
     }
     refusal
 }
 
 impl Involved<'_> {
-    fn hold(&self, is_shared: bool, permit: &mut Permit) {
-        if let Quota::Concurrency(_) = self.quota {
-            let cells = self.gate.cells.clone();
-            permit.hold(InFlight { cells, hash: self.hash, requests: self.cost, is_shared });
-        }
+    fn hold(&self, is_shared: bool, now: u64, permit: &mut Permit) {
+        let reserved = match self.quota {
+            Quota::Concurrency(_) => None,
+            Quota::Rate(rate) if self.gate.level.is_settled => Some((rate, now)),
+            Quota::Rate(_) => return,
+        };
+        let (cells, hash, requests) = (self.gate.cells.clone(), self.hash, self.cost);
+        permit.hold(Held { cells, hash, requests, is_shared, reserved });
     }
 }
 
@@ -260,13 +269,16 @@ pub(crate) struct Refusal {
 impl From<Refusal> for Error {
     #[cold]
     fn from(refusal: Refusal) -> Self {
-        let (reason, quota, window, unit) = match refusal.quota {
-            Quota::Rate(rate) => ("rate_limited", rate.per_second.get(), Duration::from_secs(1), "per 1s"),
-            Quota::Concurrency(limit) => ("concurrency_limited", limit.get(), Duration::ZERO, "at once"),
+        let (reason, quota, window) = match refusal.quota {
+            Quota::Rate(rate) => ("rate_limited", rate.requests.get(), Duration::from_nanos(rate.period())),
+            Quota::Concurrency(limit) => ("concurrency_limited", limit.get(), Duration::ZERO),
         };
         let Refusal { name, wait, reset, .. } = refusal;
         let requests = if quota == 1 { "request" } else { "requests" };
-        let allows = format!("the limit {name:?} allows {quota} {requests} {unit}");
+        let allows = match window.as_secs() {
+            0 => format!("the limit {name:?} allows {quota} {requests} at once"),
+            seconds => format!("the limit {name:?} allows {quota} {requests} per {seconds}s"),
+        };
         if wait == NEVER {
             return Self::new(Kind::Quota, "cost_above_quota")
                 .with_message(format!("{allows}, and this one costs more"));

@@ -1,4 +1,4 @@
-use std::{collections::HashMap, mem::discriminant};
+use std::collections::HashMap;
 
 use coze_core::{BotId, Context, Error, Kind, TenantId};
 
@@ -78,7 +78,7 @@ impl Plan {
             };
             let others = quotas.tenants.values().chain(quotas.bots.values()).chain(quotas.keys.values());
             for quota in quotas.all.iter().chain(others) {
-                if discriminant(quota) != discriminant(&level.quota) {
+                if !quota.is_like(&level.quota) {
                     return invalid(format!("the level {name:?} is of another kind than the plan has it"));
                 }
                 if !level.has_room_for(quota) {

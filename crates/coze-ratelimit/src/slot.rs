@@ -1,5 +1,5 @@
 use crate::{
-    Quota,
+    Quota, Rate,
     cell::{self, Usage},
     cells::ROWS,
     place::Locked,
@@ -50,6 +50,20 @@ impl Slot<'_> {
         }
         false
     }
+
+    /// Takes requests whether they fit or not. In the sketch nobody owes more than the quota.
+    pub(crate) fn charge(self, rate: &Rate, requests: u32, now: u64) {
+        match self {
+            Self::Known(mut locked) => charge(rate, &mut locked, requests, now),
+            Self::New(mut locked, tag, _adding) => {
+                locked.give(tag);
+                charge(rate, &mut locked, requests, now);
+            }
+            Self::Shared(mut row) => {
+                row.iter_mut().for_each(|locked| change(&Quota::Rate(*rate), locked, requests, now));
+            }
+        }
+    }
 }
 
 /// [`Slot::fits`] of one cell.
@@ -95,4 +109,17 @@ fn change(quota: &Quota, locked: &mut Locked<'_>, requests: u32, now: u64) {
         }
         Quota::Concurrency(_) => cell::hold(locked, requests, now),
     }
+}
+
+fn charge(rate: &Rate, locked: &mut Locked<'_>, requests: u32, now: u64) {
+    let mut usage = Usage::load(locked.at, locked.words());
+    usage.charge(rate, requests, now);
+    usage.store(locked);
+}
+
+/// Gives back requests of one cell that no other key shares, taken at `then`.
+pub(crate) fn refund(rate: &Rate, mut locked: Locked<'_>, requests: u32, then: u64) {
+    let mut usage = Usage::load(locked.at, locked.words());
+    usage.refund(rate, requests, then);
+    usage.store(&mut locked);
 }

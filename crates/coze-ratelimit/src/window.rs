@@ -61,6 +61,14 @@ impl Window {
         self.counts[0] = self.counts[0].saturating_add(requests);
     }
 
+    /// Gives back requests that were counted in a slice, unless it has left.
+    pub(crate) fn refund(&mut self, requests: u32, slice: u64) {
+        let count = usize::try_from(self.newest.saturating_sub(slice)).ok().and_then(|age| self.counts.get_mut(age));
+        if let Some(count) = count {
+            *count = count.saturating_sub(requests);
+        }
+    }
+
     /// Forgets what is above the limit, the oldest first.
     pub(crate) fn skim(&mut self, limit: u32) {
         let mut room = limit;

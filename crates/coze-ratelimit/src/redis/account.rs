@@ -2,8 +2,8 @@
 //! `script.lua`; what only the script needs is in `twin`, for the tests.
 //!
 //! There are the two stages of [`Rate`](crate::Rate), on the server's clock in microseconds. The **bucket** is counted in
-//! millionths of a request, of which as many drain in each microsecond as there are requests per second; nothing is
-//! rounded, so nothing drifts. The **window** counts requests per slice of 100 ms.
+//! millionths of a request, of which as many drain in each microsecond as there are requests per second (sixty-millionths, where they
+//! are per minute); nothing is rounded, so nothing drifts. The **window** counts requests per slice of 100 ms.
 //!
 //! **Leases.** A node may take requests ahead. They count as used from that moment, and they do not drain and leave no
 //! slice, until the node says what became of them or their slot begins, half a second later: what it spent is then poured
@@ -26,24 +26,24 @@ pub(crate) const SLICE: u64 = 100_000;
 pub(super) const PAST: usize = 10;
 /// Slots of leases: a lease ends with the last one's beginning.
 pub(super) const AHEAD: usize = 5;
-/// Units of one request.
-pub(super) const REQUEST: u64 = 1_000_000;
 
 /// How much a key may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Terms {
-    /// Requests per second that drain from the bucket.
+    /// Units that drain from the bucket in each microsecond.
     pub(crate) rate: u64,
     /// Requests that fit into the bucket.
     pub(crate) burst: u64,
     /// Requests that fit into the window.
     pub(crate) window: u64,
+    /// Units of a request: the microseconds of a second, or of a minute.
+    pub(crate) request: u64,
 }
 
 impl From<crate::Rate> for Terms {
     fn from(rate: crate::Rate) -> Self {
-        let per_second = rate.per_second.get().into();
-        Self { rate: per_second, burst: rate.burst.get().into(), window: per_second }
+        let (burst, window) = (rate.burst.get().into(), rate.window().into());
+        Self { rate: rate.requests.get().into(), burst, window, request: rate.period() / 1000 }
     }
 }
 
@@ -83,7 +83,7 @@ impl Account {
             let ended = self.slices[PAST - 1 + slot];
             if ended > 0 {
                 self.drain(terms, (base + slot as u64) * SLICE);
-                self.level += ended * REQUEST;
+                self.level += ended * terms.request;
             }
         }
         self.drain(terms, now);
@@ -110,11 +110,11 @@ impl Account {
         }
         let window = if slices == 0 { 0 } else { (base + slices as u64) * SLICE - self.at };
         // The bucket: what is in it drains, and at each slot what was leased is poured in.
-        let room = terms.burst.saturating_sub(cost) * REQUEST;
+        let room = terms.burst.saturating_sub(cost) * terms.request;
         let mut later = self.clone();
-        let mut leased = self.leased() * REQUEST;
+        let mut leased = self.leased() * terms.request;
         for slot in 1..=AHEAD {
-            let ended = self.slices[PAST - 1 + slot] * REQUEST;
+            let ended = self.slices[PAST - 1 + slot] * terms.request;
             let excess = (later.level + leased).saturating_sub(room);
             let until = (base + slot as u64) * SLICE;
             if ended == 0 || excess <= later.level && excess <= (until - later.at).saturating_mul(terms.rate) {
@@ -129,8 +129,8 @@ impl Account {
     }
 
     /// Counts requests for which [`Account::wait`] was zero.
-    pub(crate) fn take(&mut self, cost: u64) {
-        self.level += cost * REQUEST;
+    pub(crate) fn take(&mut self, terms: Terms, cost: u64) {
+        self.level += cost * terms.request;
         self.slices[PAST - 1] += cost;
     }
 

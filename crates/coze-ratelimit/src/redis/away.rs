@@ -63,13 +63,13 @@ impl Shares {
             if wait > 0 && refusal.is_none_or(|(_, longest, _)| wait > longest) {
                 refusal = Some((index, wait, account.wait(terms, terms.capacity())));
             }
-            taken.push((place, cost));
+            taken.push((place, terms, cost));
         }
         if let Some(refusal) = refusal {
             return Err(refusal);
         }
-        for (place, cost) in taken {
-            accounts.of[place].0.take(cost);
+        for (place, terms, cost) in taken {
+            accounts.of[place].0.take(terms, cost);
         }
         Ok(())
     }

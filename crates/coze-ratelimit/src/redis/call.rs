@@ -47,7 +47,7 @@ impl Batch {
         S: IntoIterator<Item = Settlement>,
     {
         self.key(key, |headers| {
-            headers.extend([1, terms.rate, terms.burst, 0]);
+            headers.extend([1, terms.rate, terms.burst, terms.window, terms.request, 0]);
             let count = headers.len() - 1;
             for settlement in settlements() {
                 headers.extend([settlement.slot, settlement.spent, settlement.returned]);

@@ -116,7 +116,7 @@ impl Common {
     /// A call that finds out whether Redis decides: it writes.
     pub(super) fn probe(&self) -> Batch {
         let mut batch = Batch::new(self.node.clone());
-        let terms = Terms { rate: 1_000_000, burst: 1_000_000, window: 1_000_000 };
+        let terms = Terms { rate: 1_000_000, burst: 1_000_000, window: 1_000_000, request: 1_000_000 };
         let key = batch.rate(&format!("{}probe", prefix(&self.name)).into(), terms, || None);
         batch.decide(&[(key, 1, 0)]);
         batch

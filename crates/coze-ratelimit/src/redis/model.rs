@@ -50,8 +50,8 @@ impl Model {
         let more = cost + self.leases.iter().map(|(_, left)| left).sum::<u64>();
         let since = |from: u64| self.poured.iter().filter(|at| **at >= from).count() as u64 + more;
         let bucket = self.poured.iter().chain([&now]).all(|from| {
-            u128::from(since(*from)) * 1_000_000
-                <= u128::from(terms.burst) * 1_000_000 + u128::from(now - from) * u128::from(terms.rate)
+            u128::from(since(*from)) * u128::from(terms.request)
+                <= u128::from(terms.burst) * u128::from(terms.request) + u128::from(now - from) * u128::from(terms.rate)
         });
         let in_window = self.poured.iter().filter(|at| **at / SLICE + 10 > now / SLICE).count() as u64 + more;
         bucket && in_window <= terms.window
@@ -61,9 +61,10 @@ impl Model {
 proptest! {
     #[test]
     fn the_account_admits_what_the_definitions_admit_and_a_wait_is_exact(
-        rate in 1_u64..40, burst in 1_u64..20, steps in steps(),
+        rate in 1_u64..40, burst in 1_u64..20, is_per_minute in any::<bool>(), steps in steps(),
     ) {
-        let terms = Terms { rate, burst, window: rate };
+        let (window, request) = if is_per_minute { (u32::MAX.into(), 60_000_000) } else { (rate, 1_000_000) };
+        let terms = Terms { rate, burst, window, request };
         let (mut account, mut model, mut now) = (Account::default(), Model::default(), 7_000_000_000_000_u64);
         account.advance(terms, now);
         for step in steps {
@@ -80,7 +81,7 @@ proptest! {
                         prop_assert_eq!(later.wait(terms, cost) == 0, fits, "{} of {} µs", wait - earlier, wait);
                     }
                     if wait == 0 {
-                        account.take(cost);
+                        account.take(terms, cost);
                         model.poured.extend((0..cost).map(|_| now));
                     }
                 }
@@ -96,7 +97,7 @@ proptest! {
                     // A node tells no more than what it has.
                     let spent = spent.min(*left);
                     let returned = returned.min(*left - spent);
-                    account.settle(Settlement { slot: *slot, spent, returned });
+                    account.settle(terms, Settlement { slot: *slot, spent, returned });
                     *left -= spent + returned;
                     model.poured.extend((0..spent).map(|_| now));
                 }

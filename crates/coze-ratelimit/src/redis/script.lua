@@ -1,7 +1,7 @@
 -- A batch of decisions, one after another, in one call. All keys lie in one slot of a cluster.
 --
 -- ARGV: the node; for each key its header; then the decisions.
---   rate         1, rate, burst, number of settlements, (slot, spent, returned) of each
+--   rate         1, rate, burst, window, units of a request, number of settlements, (slot, spent, returned) of each
 --   concurrency  2, limit, number of the call, how many this node has
 --   decision     how many alike, number of levels, (key, cost, requests to lease) of each; the keys differ, and no cost is above
 --                what ever fits
@@ -10,7 +10,7 @@
 --   the level that refused (0 for none), and what was leased of each level.
 --
 -- Rates are those of account.rs, function by function. Numbers are integers below 2^53, so that doubles hold them exactly.
-local SLICE, PAST, AHEAD, REQUEST = 100000, 10, 5, 1000000
+local SLICE, PAST, AHEAD = 100000, 10, 5
 -- How long a node that says nothing keeps its places, in microseconds; and when to try again where nobody knows.
 local KEEP, TRY = 10000000, 1000000
 -- Where the current slice is in an account: time, level, then the slices.
@@ -47,7 +47,7 @@ local function advance(key, now)
         local ended = a[CURRENT + slot]
         if ended > 0 then
             drain(key, (base + slot) * SLICE)
-            a[2] = a[2] + ended * REQUEST
+            a[2] = a[2] + ended * key.request
         end
     end
     drain(key, now)
@@ -60,7 +60,7 @@ end
 
 local function take(key, cost)
     local a = key.account
-    a[2] = a[2] + cost * REQUEST
+    a[2] = a[2] + cost * key.request
     a[CURRENT] = a[CURRENT] + cost
 end
 
@@ -91,17 +91,17 @@ local function wait(key, cost)
     end
     local a = key.account
     local base = div(a[1], SLICE)
-    local room = math.max(0, key.rate - cost)
+    local room = math.max(0, key.window - cost)
     local used, slices = sum(a, 3), 0
     while used > room and slices < PAST + AHEAD do
         used = used - a[3 + slices]
         slices = slices + 1
     end
     local window = slices == 0 and 0 or (base + slices) * SLICE - a[1]
-    room = math.max(0, key.burst - cost) * REQUEST
-    local at, level, leased = a[1], a[2], sum(a, CURRENT + 1) * REQUEST
+    room = math.max(0, key.burst - cost) * key.request
+    local at, level, leased = a[1], a[2], sum(a, CURRENT + 1) * key.request
     for slot = 1, AHEAD do
-        local ended = a[CURRENT + slot] * REQUEST
+        local ended = a[CURRENT + slot] * key.request
         local excess = math.max(0, level + leased - room)
         local till = (base + slot) * SLICE
         if ended > 0 and (excess > level or excess > (till - at) * key.rate) then
@@ -118,8 +118,8 @@ local function room(key)
         return math.max(0, key.limit - key.have)
     end
     local a = key.account
-    local bucket = div(math.max(0, key.burst * REQUEST - a[2]), REQUEST)
-    return math.min(math.max(0, bucket - sum(a, CURRENT + 1)), math.max(0, key.rate - sum(a, 3)))
+    local bucket = div(math.max(0, key.burst * key.request - a[2]), key.request)
+    return math.min(math.max(0, bucket - sum(a, CURRENT + 1)), math.max(0, key.window - sum(a, 3)))
 end
 
 local node = text()
@@ -128,7 +128,7 @@ for i, name in ipairs(KEYS) do
     local key = {}
     keys[i] = key
     if number() == 1 then
-        key.rate, key.burst = number(), number()
+        key.rate, key.burst, key.window, key.request = number(), number(), number(), number()
         local stored = redis.call('GET', name)
         key.account = stored and cmsgpack.unpack(stored) or {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
         advance(key, clock)
@@ -187,7 +187,7 @@ while argument < #ARGV do
             end
         end
         local key = levels[refused].key
-        full = key.limit and TRY or wait(key, math.min(key.rate, key.burst))
+        full = key.limit and TRY or wait(key, math.min(key.window, key.burst))
     end
     local remaining, granted = nil, {}
     for i, level in ipairs(levels) do
@@ -221,7 +221,7 @@ for i, name in ipairs(KEYS) do
         end
     else
         local a = key.account
-        local lifetime = math.ceil((a[2] + sum(a, CURRENT + 1) * REQUEST) / key.rate) + (PAST + AHEAD) * SLICE
+        local lifetime = math.ceil((a[2] + sum(a, CURRENT + 1) * key.request) / key.rate) + (PAST + AHEAD) * SLICE
         redis.call('SET', name, cmsgpack.pack(a), 'PX', math.ceil(lifetime / 1000))
     end
 end

@@ -31,10 +31,10 @@ const SKEW: u64 = 60_000;
 
 /// Everybody's limit, then those of some users.
 const KEYS: [(Terms, Sharing); 4] = [
-    (Terms { rate: 2000, burst: 400, window: 2000 }, Sharing::Leased),
-    (Terms { rate: 400, burst: 800, window: 400 }, Sharing::Leased),
-    (Terms { rate: 150, burst: 20, window: 150 }, Sharing::Exact),
-    (Terms { rate: 50, burst: 100, window: 50 }, Sharing::DenyLocally),
+    (Terms { rate: 2000, burst: 400, window: 2000, request: 1_000_000 }, Sharing::Leased),
+    (Terms { rate: 400, burst: 800, window: 400, request: 1_000_000 }, Sharing::Leased),
+    (Terms { rate: 150, burst: 20, window: 150, request: 1_000_000 }, Sharing::Exact),
+    (Terms { rate: 50, burst: 100, window: 50, request: 1_000_000 }, Sharing::DenyLocally),
 ];
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]

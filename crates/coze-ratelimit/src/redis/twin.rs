@@ -5,24 +5,24 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::{
-    account::{AHEAD, Account, PAST, REQUEST, SLICE, Settlement, Terms},
+    account::{AHEAD, Account, PAST, SLICE, Settlement, Terms},
     call::{Batch, Level, Reply, SCRIPT, Verdict},
 };
 
 impl Account {
     /// What a node says of a lease of its own. What is not leased any more was settled by its slot, or never known here.
-    pub(crate) fn settle(&mut self, settlement: Settlement) {
+    pub(crate) fn settle(&mut self, terms: Terms, settlement: Settlement) {
         let Ok(ahead @ 1..=AHEAD) = usize::try_from(settlement.slot.saturating_sub(self.at / SLICE)) else { return };
         let leased = &mut self.slices[PAST - 1 + ahead];
         let spent = settlement.spent.min(*leased);
         *leased -= spent;
         *leased -= settlement.returned.min(*leased);
-        self.take(spent);
+        self.take(terms, spent);
     }
 
     /// How many requests fit now.
     pub(crate) fn room(&self, terms: Terms) -> u64 {
-        let bucket = (terms.burst * REQUEST).saturating_sub(self.level) / REQUEST;
+        let bucket = (terms.burst * terms.request).saturating_sub(self.level) / terms.request;
         let window = terms.window.saturating_sub(self.slices.iter().sum());
         bucket.saturating_sub(self.leased()).min(window)
     }
@@ -36,7 +36,7 @@ impl Account {
 
     /// Microseconds until it is as good as new, at most.
     pub(crate) fn lifetime(&self, terms: Terms) -> u64 {
-        (self.level + self.leased() * REQUEST).div_ceil(terms.rate) + (PAST + AHEAD) as u64 * SLICE
+        (self.level + self.leased() * terms.request).div_ceil(terms.rate) + (PAST + AHEAD) as u64 * SLICE
     }
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn call(
     let mut loaded: Vec<_> = keys.iter().map(|key| (accounts[key.name].clone(), false)).collect();
     for (key, (account, changed)) in keys.iter().zip(&mut loaded) {
         account.advance(key.terms, clock);
-        key.settlements.iter().for_each(|settlement| account.settle(*settlement));
+        key.settlements.iter().for_each(|settlement| account.settle(key.terms, *settlement));
         *changed = !key.settlements.is_empty();
     }
     let mut verdicts = Vec::new();
@@ -74,7 +74,7 @@ pub(crate) fn call(
             }
             if refused.is_none() {
                 for (place, level) in places.iter().zip(levels) {
-                    loaded[*place].0.take(level.1);
+                    loaded[*place].0.take(keys[*place].terms, level.1);
                     loaded[*place].1 |= level.1 > 0;
                 }
                 admitted += 1;
@@ -120,8 +120,15 @@ async fn the_script_and_the_account_decide_alike() {
     let client = redis::Client::open(redis.url()).expect("valid");
     let mut connection = client.get_multiplexed_async_connection().await.expect("connected");
     let script = script_without_a_clock();
-    let terms = [(1, 1), (50, 100), (7, 3), (1000, 20), (u32::MAX.into(), u32::MAX.into())]
-        .map(|(rate, burst)| Terms { rate, burst, window: rate });
+    let per_second = [(1, 1), (50, 100), (7, 3), (1000, 20), (u32::MAX.into(), u32::MAX.into())]
+        .map(|(rate, burst)| Terms { rate, burst, window: rate, request: 1_000_000 });
+    let per_minute = [(600, 10), (100_000_000, 100_000_000)].map(|(rate, burst)| Terms {
+        rate,
+        burst,
+        window: u32::MAX.into(),
+        request: 60_000_000,
+    });
+    let terms: Vec<Terms> = per_second.into_iter().chain(per_minute).collect();
     let names: Vec<Arc<str>> = (0..terms.len()).map(|name| format!("{{t}}{name}").into()).collect();
     let mut random = fastrand::Rng::with_seed(4);
     let (mut accounts, mut clock) = (vec![Account::default(); terms.len()], 1_764_000_000_000_000_u64);
@@ -188,7 +195,7 @@ async fn every_key_expires_when_it_is_as_good_as_new() {
     let redis = coze_tests::Redis::start();
     let client = redis::Client::open(redis.url()).expect("valid");
     let mut connection = client.get_multiplexed_async_connection().await.expect("connected");
-    let terms = Terms { rate: 2, burst: 20, window: 2 };
+    let terms = Terms { rate: 2, burst: 20, window: 2, request: 1_000_000 };
     let mut batch = Batch::new("node".into());
     let rate = batch.rate(&"{t}rate".into(), terms, || None);
     let places = batch.concurrency(&"{t}places".into(), 3, || (1, 1));
@@ -197,7 +204,7 @@ async fn every_key_expires_when_it_is_as_good_as_new() {
     assert_eq!((reply.verdicts[0].admitted, reply.verdicts[0].remaining), (1, 0));
     let ttl = |key: &str| redis.command(&["PTTL", key])[1..].parse::<u64>().expect("a time");
     let mut account = Account::default();
-    account.take(2);
+    account.take(terms, 2);
     assert!((1..=account.lifetime(terms) / 1000).contains(&ttl("{t}rate")), "{}", ttl("{t}rate"));
     assert!((1..=10_000).contains(&ttl("{t}places")));
     assert_eq!(redis.command(&["DBSIZE"]), ":2");

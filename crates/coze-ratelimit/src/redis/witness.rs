@@ -48,7 +48,7 @@ impl Witness {
 
 #[test]
 fn the_witness_sees_one_request_too_many() {
-    let terms = Terms { rate: 10, burst: 2, window: 10 };
+    let terms = Terms { rate: 10, burst: 2, window: 10, request: 1_000_000 };
     let witness = |admitted: &[u64], lost: &[(u64, u64, u64)]| {
         let witness = Witness { admitted: admitted.to_vec(), lost: lost.to_vec() };
         (witness.over_bucket(terms), witness.over_window(terms))
