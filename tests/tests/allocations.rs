@@ -6,12 +6,16 @@ use std::{
     num::NonZeroU32,
     pin::{Pin, pin},
     task::{Context as Task, Poll, Waker},
+    time::Duration,
 };
 
 use allocation_counter::measure;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use coze_auth::{Algorithm, AuthLayer, Bearer, Issuer, Jwt, JwtKey, JwtKeys, Key, Static, Webhook, WebhookKeys};
+use coze_auth::{
+    Algorithm, AuthLayer, Bearer, Issuer, Jwt, JwtKey, JwtKeys, Key, PerTenant, Renewing, Static, Token, Webhook,
+    WebhookKeys,
+};
 use coze_core::{BotId, Context, TenantId, UserId};
 use coze_errmap::{Classifier, ErrMapLayer, Responder};
 use coze_observe::{Inbound, ObserveLayer, Outbound};
@@ -26,7 +30,7 @@ use http::{
 use http_body::Body;
 use http_body_util::Full;
 use sha2::Sha256;
-use tower::{Layer, Service, ServiceBuilder, service_fn};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 
 const MESSAGE: &str = r#"{"bot_id":"b1","user_id":"u1","content":"How is the weather?"}"#;
 const MANY: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
@@ -171,6 +175,20 @@ fn a_token_that_was_verified_before_allocates_nothing() {
         inside(request, |_| {})
     };
     assert_eq!(cost(AuthLayer::new(jwt).layer(bare()), request), 0);
+}
+
+#[tokio::test]
+async fn an_access_token_that_is_there_allocates_nothing_whoever_its_source_is() {
+    let token = || Token::bearer("czs_token").expect("valid").with_lifetime(Duration::from_secs(900));
+    let fetch = move || Renewing::new(move || ready(Ok(token())));
+    let renewing = AuthLayer::new(Bearer::new(fetch())).layer(bare());
+    let per_tenant = AuthLayer::new(Bearer::new(PerTenant::new(move |_| Ok(fetch())))).layer(bare());
+    let acme = TenantId::new("acme").expect("valid");
+    let question = || inside(question(), |context| context.tenant.set(acme.clone()).expect("empty"));
+    // The first request of all waits for the token.
+    renewing.clone().oneshot(question()).await.expect("a token is fetched");
+    per_tenant.clone().oneshot(question()).await.expect("a token is fetched");
+    assert_eq!((cost(renewing, question), cost(per_tenant, question)), (0, 0));
 }
 
 #[test]
