@@ -34,7 +34,7 @@ pub use future::ResponseFuture;
 pub use layer::RateLimitLayer;
 pub use level::{Class, Level};
 pub use limits::Limits;
-pub use pace::{Pace, PaceFuture, PaceLevel, PacePermit, PaceRate, PlatformPlan};
+pub use pace::{Benefits, Pace, PaceFuture, PaceLevel, PacePermit, PaceRate, PlatformPlan};
 pub use permit::Permit;
 pub use plan::Plan;
 pub use policy::{Decision, Policy};

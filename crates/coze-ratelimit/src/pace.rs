@@ -1,5 +1,6 @@
 //! Pacing: calls go out as fast as the other side takes them, in their order, and no faster.
 
+mod benefits;
 mod cell;
 mod drive;
 mod level;
@@ -24,6 +25,7 @@ use tokio::{
     time::Instant as Clock,
 };
 
+pub use benefits::Benefits;
 pub use level::{PaceLevel, PaceRate};
 pub use plan::PlatformPlan;
 pub use turn::{PaceFuture, PacePermit};
@@ -133,6 +135,12 @@ impl Pace {
         self.shared.wake.notify_one();
         self.show(level);
         Ok(())
+    }
+
+    /// Takes over what the platform says of its limits ([`Benefits::rates`]).
+    pub fn learn(&self, benefits: &Benefits) {
+        // A level that is not there is not paced.
+        benefits.rates().into_iter().for_each(|(level, rate)| _ = self.set(level, rate));
     }
 
     /// Calls a second of a level now, of that of its keys which is slowed down most; `None` without such a level, infinitely many

@@ -10,7 +10,7 @@ use std::{
 };
 
 use coze_core::{BotId, Context, Error, Kind, Platform};
-use coze_ratelimit::{Pace, PaceLevel, PaceRate, PlatformPlan, RateLimitLayer};
+use coze_ratelimit::{Benefits, Pace, PaceLevel, PaceRate, PlatformPlan, RateLimitLayer};
 use http::{Request, Response};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use tokio::{
@@ -291,6 +291,16 @@ async fn limits_change_while_calls_go() {
     assert_eq!((calls("chat"), calls("workflow"), calls("plugin")), (Some(54.0), Some(f64::INFINITY), None));
     let unknown = pace.set("plugin", None).expect_err("no such level");
     assert_eq!((unknown.kind(), unknown.reason()), (Kind::Invalid, "pace_invalid"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_are_taken_over_from_the_platform() {
+    let pace = Pace::platform(PlatformPlan::Free);
+    let told = [("chat", Some(60)), ("workflow", None), ("plugin", Some(5))];
+    let calls_per_second = told.map(|(resource, calls)| (resource.to_owned(), calls)).to_vec();
+    pace.learn(&Benefits { plan: Some(PlatformPlan::Team), calls_per_second });
+    let calls = ["chat", "workflow", "upload", "model", "plugin"].map(|level| pace.per_second(level).map(f64::round));
+    assert_eq!(calls, [Some(54.0), Some(f64::INFINITY), Some(18.0), Some(75.0), None]);
 }
 
 #[tokio::test(start_paused = true)]

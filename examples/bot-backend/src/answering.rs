@@ -19,6 +19,7 @@ use crate::{
     app::{Answerer, App},
     message::{Answer, Message},
     platform::{Platform, Question, Running, Step, cut},
+    sessions,
     store::{Claim, Outcome},
 };
 
@@ -94,9 +95,15 @@ impl App {
         let progress = Progress::default();
         let deadline = context.deadline.get().map_or_else(|| Instant::now() + self.request_timeout, |d| (*d).into());
         let mut ask = Box::pin(self.ask(&context, &message, &pieces, &progress));
+        // Held until nothing of this message runs in the conversation any more.
+        let mut turn = None;
+        let asking = async {
+            turn = Some(self.conversations.turn(&sessions::key(&message), deadline.into_std()).await?);
+            (&mut ask).await
+        };
         let ended = tokio::select! {
             biased;
-            ended = timeout_at(deadline, &mut ask) => ended.unwrap_or_else(|_| {
+            ended = timeout_at(deadline, asking) => ended.unwrap_or_else(|_| {
                 Err(Error::new(Kind::Timeout, "answer_timeout").with_message("the bot did not answer in time"))
             }),
             () = pieces.closed() => Err(Error::new(Kind::Cancelled, "cancelled").with_message("the caller went away")),
@@ -127,6 +134,10 @@ impl App {
                 Piece::Failed(error)
             }
         };
+        if beginning.is_none() && (progress.chat.get().is_none() || progress.is_over.load(Ordering::Relaxed)) {
+            // The next one does not wait for this one's reader.
+            turn = None;
+        }
         send(&pieces, last).await;
         if let Some(beginning) = beginning {
             let heard = async {
@@ -142,6 +153,7 @@ impl App {
         {
             cancel(platform, &context, chat).await;
         }
+        drop(turn);
     }
 
     /// Stores how a try ended, with some patience: what is lost here is lost.
@@ -169,7 +181,8 @@ impl App {
             return Ok(Answer { content: message.content.clone(), usage: Default::default() });
         };
         let known = self.platform_conversation(message).await?;
-        match self.chat(platform, context, message, known.as_deref(), pieces, progress).await {
+        let sent = Instant::now();
+        let ended = match self.chat(platform, context, message, known.as_deref(), pieces, progress).await {
             // The platform forgot the conversation, and nothing has run: it goes on in a new one.
             Err(error) if known.is_some() && error.reason() == "conversation_not_found" => {
                 tracing::warn!(message_id = message.id, "the platform does not know the conversation any more");
@@ -177,7 +190,8 @@ impl App {
                 self.chat(platform, context, message, None, pieces, progress).await
             }
             ended => ended,
-        }
+        };
+        ended.inspect_err(|error| platform.heard(context, sent, error))
     }
 
     async fn chat(

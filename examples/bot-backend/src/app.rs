@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use coze_core::BotId;
+use coze_ratelimit::Conversations;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{config::Bot, later::Later, oauth::Consent, platform::Platform, sessions::Sessions, store::Store};
@@ -13,6 +14,8 @@ pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) sessions: Sessions,
     pub(crate) answerer: Answerer,
+    /// One chat runs in each conversation: those that follow wait here.
+    pub(crate) conversations: Conversations,
     /// What is answered later.
     pub(crate) later: Later,
     /// The way to a person's consent, where the bot needs one.

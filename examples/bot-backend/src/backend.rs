@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{Router, routing};
 use coze_auth::{PerTenant, Renewing};
 use coze_core::{Error, Kind, TenantId};
+use coze_ratelimit::Conversations;
 use http::{HeaderValue, Response, header};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::time::timeout;
@@ -16,6 +17,7 @@ use crate::{
     later::Later,
     metrics,
     oauth::Consent,
+    pace,
     ready::Readiness,
     secrets::Secrets,
     server::Server,
@@ -69,6 +71,7 @@ impl Backend {
             sessions: Sessions::open(&config.storage.sessions)?,
             answerer: if echo { Answerer::Echo } else { answerer(config, consent.as_deref(), secrets)? },
             consent,
+            conversations: Conversations::new(config.pace.conversation_waiting.get(), config.http.connections.get()),
             later: Later::open(config)?,
             bots: config.bots.iter().map(|bot| (bot.id.clone(), bot.clone())).collect(),
             request_timeout: config.http.request_timeout,
@@ -83,6 +86,7 @@ impl Backend {
         let server = Server::start(config.listen, &config.http, routes).await.map_err(|e| {
             Error::new(Kind::Precondition, "listen").with_message(format!("cannot listen on {}: {e}", config.listen))
         })?;
+        pace::follow(config, &app);
         if let Some(handle) = metrics {
             tokio::spawn(metrics::upkeep(handle, app.stop.clone()));
         }

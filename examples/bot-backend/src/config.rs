@@ -4,6 +4,7 @@ mod api;
 mod later;
 mod load;
 mod oauth;
+mod pace;
 mod place;
 mod plugin;
 mod retry;
@@ -25,6 +26,7 @@ pub use api::{Api, Issuer};
 pub use later::{Keeper, Later};
 pub use load::ConfigError;
 pub use oauth::OAuth;
+pub use pace::Pace;
 pub use place::Places;
 pub use plugin::PluginKey;
 pub use retry::{Retry, Row};
@@ -51,6 +53,8 @@ pub struct Config {
     pub later: Later,
     /// Where the answers come from.
     pub platform: Platform,
+    /// How fast it is called.
+    pub pace: Pace,
     /// How calls to it that failed are sent again.
     pub retry: Retry,
     /// What programs may read with JSON web tokens.
@@ -228,6 +232,7 @@ impl Default for Config {
             limits: Limits::default(),
             later: Later::default(),
             platform: Platform::default(),
+            pace: Pace::default(),
             retry: Retry::default(),
             api: Api::default(),
             storage: Storage::default(),

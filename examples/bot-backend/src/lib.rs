@@ -17,6 +17,7 @@ mod later;
 mod limits;
 mod metrics;
 mod oauth;
+mod pace;
 mod platform;
 mod plugin;
 mod ready;

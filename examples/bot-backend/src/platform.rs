@@ -1,5 +1,6 @@
 //! The platform's chat API (coze-platform.md §2.3, §7.2), over any service that takes HTTP requests.
 
+mod benefits;
 mod stream;
 mod wire;
 
@@ -9,7 +10,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use coze_core::{BoxError, Context, Error, Kind};
 use coze_errmap::from_status;
-use http::{HeaderMap, Method, Request, Response, header};
+use coze_ratelimit::{Benefits, Pace};
+use http::{HeaderMap, Method, Request, Response, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -27,6 +29,9 @@ const MAX_JSON: usize = 4 << 20;
 /// The platform allows one look at a chat in this time (coze-platform.md §2.3).
 const POLL: Duration = Duration::from_secs(1);
 
+/// Where the platform says what its limits are (coze-platform.md §4).
+pub(crate) const BENEFITS: &str = "/v1/commerce/benefit/benefits/get";
+
 /// The service that calls go through: the outbound stack.
 type Stack = BoxCloneSyncService<Request<Full<Bytes>>, Response<Body>, BoxError>;
 
@@ -35,6 +40,7 @@ type Stack = BoxCloneSyncService<Request<Full<Bytes>>, Response<Body>, BoxError>
 pub(crate) struct Platform {
     stack: Stack,
     url: BaseUrl,
+    pace: Pace,
 }
 
 /// A question to a bot.
@@ -48,8 +54,8 @@ pub(crate) struct Question<'a> {
 }
 
 impl Platform {
-    /// A client that sends to `url` through `stack`.
-    pub(crate) fn new<S, B>(url: BaseUrl, stack: S) -> Self
+    /// A client that sends to `url` through `stack`, which calls go through at this pace.
+    pub(crate) fn new<S, B>(url: BaseUrl, stack: S, pace: Pace) -> Self
     where
         S: Service<Request<Full<Bytes>>, Response = Response<B>> + Clone + Send + Sync + 'static,
         S::Error: Into<BoxError>,
@@ -58,7 +64,7 @@ impl Platform {
         B::Error: Into<BoxError>,
     {
         let stack = stack.map_response(|response: Response<B>| response.map(Body::new)).map_err(Into::into);
-        Self { stack: BoxCloneSyncService::new(stack), url }
+        Self { stack: BoxCloneSyncService::new(stack), url, pace }
     }
 
     /// Asks for a streamed answer.
@@ -94,8 +100,9 @@ impl Platform {
     pub(crate) async fn wait(&self, context: &Context, running: &Running) -> Result<Result<Usage, Error>, Error> {
         let path = format!("/v3/chat/retrieve?{}", ids(running));
         loop {
-            let next = Instant::now() + POLL;
             let (chat, logid) = self.ask::<Chat>(context, Method::GET, &path, None).await?;
+            // From its answer on: nobody knows how long the look waited for its turn.
+            let next = Instant::now() + POLL;
             if let Some(verdict) = chat.verdict(logid.as_deref())? {
                 return Ok(verdict);
             }
@@ -114,6 +121,25 @@ impl Platform {
     pub(crate) async fn cancel(&self, context: &Context, running: &Running) -> Result<(), Error> {
         let body = json!({ "conversation_id": running.conversation, "chat_id": running.chat });
         self.ask::<Value>(context, Method::POST, "/v3/chat/cancel", Some(body)).await.map(|_| ())
+    }
+
+    /// What the platform says of its limits.
+    pub(crate) async fn benefits(&self, context: &Context) -> Result<Benefits, Error> {
+        let path = format!("{BENEFITS}?benefit_type_list=api_run_qps&resource_id=chat");
+        let response = self.send(context, Method::GET, &path, None).await?;
+        benefits::read(&bytes(response).await?)
+    }
+
+    /// How fast calls go.
+    pub(crate) fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// A chat that was begun at `sent` failed: if that was for a limit, no layer has seen it.
+    pub(crate) fn heard(&self, context: &Context, sent: Instant, error: &Error) {
+        let (mut parts, ()) = Request::new(()).into_parts();
+        (parts.method, parts.uri) = (Method::POST, Uri::from_static("/v3/chat"));
+        self.pace.heard(&parts, context, sent.into(), error);
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -195,9 +221,13 @@ fn encode(text: &str) -> String {
 }
 
 async fn read<T: DeserializeOwned>(response: Response<Body>, logid: Option<&str>) -> Result<T, Error> {
+    wire::open(&bytes(response).await?, logid)
+}
+
+async fn bytes(response: Response<Body>) -> Result<Bytes, Error> {
     let body = Limited::new(response.into_body(), MAX_JSON).collect().await;
     let body = body.map_err(|e| nonsense("the platform's answer broke off or is too long").with_source(e))?;
-    wire::open(&body.to_bytes(), logid)
+    Ok(body.to_bytes())
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {

@@ -145,8 +145,8 @@ async fn ping(connection: &mut ConnectionManager) -> Result<(), Error> {
     redis::cmd("PING").query_async(connection).await.map_err(unavailable)
 }
 
-/// Ids have no control characters, so that one separates them.
-fn key(message: &Message) -> String {
+/// What stands for the message's conversation. Ids have no control characters, so that one separates them.
+pub(crate) fn key(message: &Message) -> String {
     format!("bot-backend:session:{}\u{1f}{}\u{1f}{}", message.bot, message.conversation, message.user)
 }
 

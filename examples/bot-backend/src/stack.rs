@@ -27,7 +27,7 @@ use crate::{
     config::Config,
     later::{Later, Receipt},
     limits, message, oauth,
-    platform::Platform,
+    platform::{self, Platform},
     plugin,
     secrets::Secrets,
     transport,
@@ -149,7 +149,8 @@ where
 {
     match limits::server(config)? {
         Some(server) => through(config, sources, limits::calls_together(config, server)?),
-        None => through(config, sources, Limits::outbound(config.limits.app_qps)),
+        // This node alone calls: its pace is limit enough.
+        None => through(config, sources, Limits::new()),
     }
 }
 
@@ -158,16 +159,18 @@ where
     T: TokenSources<Source: TokenSource<Future: Send + 'static> + Send + 'static> + Clone + Send + Sync + 'static,
     P: Policy<Permit: Send + 'static, Future: Send + 'static> + Clone + Send + Sync + 'static,
 {
-    let routes = ["/v3/chat", "/v3/chat/retrieve", "/v3/chat/message/list", "/v3/chat/cancel"];
+    let routes = ["/v3/chat", "/v3/chat/retrieve", "/v3/chat/message/list", "/v3/chat/cancel", platform::BENEFITS];
+    let pace = config.pace.policy(config.limits.app_qps);
     let stack = ServiceBuilder::new()
         .layer(ObserveLayer::new(Outbound::new(routes)?))
         .layer(TenantLayer::new(Propagate::new()))
         .layer(RetryLayer::new(config.retry.policy().map_err(|(_, error)| error)?))
+        .layer(RateLimitLayer::new(pace.clone()))
         .layer(RateLimitLayer::new(limits))
         .layer(AuthLayer::new(Bearer::new(sources).host(config.platform.url.host())))
         .layer(ErrMapLayer::new(Classifier::new()))
         .service(transport::transport(config.platform.connect_timeout, config.platform.silence_timeout));
-    Ok(Platform::new(config.platform.url.clone(), stack))
+    Ok(Platform::new(config.platform.url.clone(), stack, pace))
 }
 
 fn signatures(config: &Config, secrets: &mut Secrets) -> Result<Webhook, Error> {

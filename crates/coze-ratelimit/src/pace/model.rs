@@ -246,6 +246,9 @@ fn a_higher_limit_ends_a_pause_and_a_lower_one_does_not() {
     cell.change(Some(per_minute(3)).into(), 2);
     assert!(cell.is_spent(3));
     cell.change(Some(per_second(10)).into(), 4);
+    let waits = cell.free_at();
+    cell.change(Some(per_second(10)).into(), 5);
+    assert_eq!(cell.free_at(), waits, "the same limit is no other");
     assert!(!cell.is_spent(5) && cell.free_at() < SLOWEST + 10, "as slow as after any refusal");
 }
 

@@ -125,6 +125,9 @@ fn a_message_names_file_line_key_and_what_was_expected() {
         ("listn = \"x\"", "bot.toml:1: listn: unknown field `listn`, expected one of `listen`, `log`, `http`"),
         ("[limits]\n\napp_qps = 0", "bot.toml:3: limits.app_qps: invalid value: integer `0`, expected a nonzero u32"),
         ("[limits]\nuser_per_second = -1", "bot.toml:2: limits.user_per_second: invalid value: integer `-1`"),
+        ("[pace]\nplan = \"pro\"", "bot.toml:2: pace.plan: expected free, pro_personal, team or enterprise"),
+        ("[pace]\nrefresh_seconds = 0", "bot.toml:2: pace.refresh_seconds: expected more than 0"),
+        ("[pace]\nchat_per_second = 0", "bot.toml:2: pace.chat_per_second: invalid value: integer `0`"),
         ("[http]\nbody_limit = 0", "bot.toml:2: http.body_limit: invalid value: integer `0`"),
         (
             "[http]\nheader_timeout_seconds = 0",

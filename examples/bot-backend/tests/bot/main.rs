@@ -10,6 +10,7 @@ mod keeping;
 mod later;
 mod lifecycle;
 mod oauth;
+mod pace;
 mod plugin;
 mod refusals;
 mod rotation;
