@@ -59,7 +59,7 @@ fn ours(runtime: &Runtime, redis: &Redis, sharing: Sharing) -> impl Fn(u64) -> D
                 for _ in 0..share {
                     match limits.decide(&parts, &context, Instant::now().into_std()) {
                         Decision::Now(decided) => drop(decided.expect("plenty")),
-                        Decision::Later(decision) => drop(decision.await.expect("plenty")),
+                        Decision::Later(decision) | Decision::Wait(decision) => drop(decision.await.expect("plenty")),
                     }
                 }
             }

@@ -90,6 +90,16 @@ impl Usage {
         self.bucket.wait(rate, requests, now).max(window)
     }
 
+    /// Time until so many requests fit, when others have taken so many first, each as soon as it fits.
+    pub(crate) fn wait_behind(&self, rate: &Rate, ahead: u32, requests: u32, now: u64) -> u64 {
+        let Self { mut bucket, mut window } = *self;
+        bucket.take(rate, ahead, now);
+        // What is ahead fills whole windows, and a part of the next one.
+        let windows = u64::from(ahead / rate.window()) * SECOND;
+        window.take(ahead % rate.window(), slice(now));
+        bucket.wait(rate, requests, now).max(windows + window.wait(rate.window(), requests, now))
+    }
+
     /// Time until the full quota fits: what there is in a second or a minute, or as much of it as the burst allows at the same moment.
     pub(crate) fn reset(&self, rate: &Rate, now: u64) -> u64 {
         let full = rate.requests.get();

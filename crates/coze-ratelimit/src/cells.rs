@@ -104,8 +104,9 @@ impl Cells {
     /// Ends requests in flight: without a lock, however their permit is dropped. Their cell is where it was, since it is not idle.
     pub(crate) fn end(&self, hash: u64, requests: u32, is_shared: bool) {
         let end = |place: Place<'_>| {
-            // Release: what the requests did happened before their place is given away.
-            cell::in_flight(place.words()).fetch_sub(requests.into(), Ordering::Release);
+            // Release: what the requests did happened before their place is given away. In one order with `Line::given_back`, so that
+            // whoever waits for a place sees that it is free, or is seen.
+            cell::in_flight(place.words()).fetch_sub(requests.into(), Ordering::SeqCst);
         };
         if is_shared {
             let sketch = self.sketch.get();

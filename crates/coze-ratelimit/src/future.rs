@@ -28,11 +28,15 @@ pin_project! {
     }
 }
 
+const ONCE: &str = "a future is not polled after it is ready";
+
 pin_project! {
     #[project = StateProj]
     enum State<F, C, T, W, I> {
         // What waits is boxed, so that those who do not wait are not as large.
         Deciding { #[pin] decision: C, waiting: Option<Box<W>> },
+        // It is ready already, unless it gave back what was reserved while it waited.
+        Admitted { waiting: Option<Box<W>>, permit: Option<T> },
         // The future comes first, so that its work has ended when the permit is given back.
         Called { #[pin] future: F, permit: Option<T> },
         Instead { #[pin] future: I },
@@ -83,16 +87,30 @@ where
             match this.state.as_mut().project() {
                 StateProj::Deciding { decision, waiting } => {
                     let decided = ready!(decision.poll(task));
-                    let waiting = waiting.take().expect("a decision is made once");
-                    let (mut inner, mut request, degrade) = *waiting;
-                    let context = Context::of(request.extensions_mut());
+                    let mut waiting = waiting.take().expect("a decision is made once");
+                    let context = Context::of(waiting.1.extensions_mut());
                     let next = match decided {
                         Ok(permit) => {
                             context.limit.get_or_init(|| "ok");
-                            Self::called(inner.call(request), permit)
+                            Self { state: State::Admitted { waiting: Some(waiting), permit: Some(permit) } }
                         }
-                        Err(error) => Self::refused(error, &context, request, &degrade),
+                        Err(error) => {
+                            let (_, request, degrade) = *waiting;
+                            Self::refused(error, &context, request, &degrade)
+                        }
                     };
+                    self.set(next);
+                }
+                StateProj::Admitted { waiting, permit } => {
+                    let (inner, ..) = &mut **waiting.as_mut().expect(ONCE);
+                    let is_ready = ready!(inner.poll_ready(task)).map_err(Into::into);
+                    let (waiting, mut permit) = (waiting.take().expect(ONCE), permit.take().expect(ONCE));
+                    if let Err(error) = is_ready {
+                        P::answered(&mut permit, Err(&error));
+                        return Poll::Ready(Err(error));
+                    }
+                    let (mut inner, request, _) = *waiting;
+                    let next = Self::called(inner.call(request), permit);
                     self.set(next);
                 }
                 StateProj::Called { future, permit } => {
@@ -110,7 +128,7 @@ where
                     return Poll::Ready(answer.map(|r| r.map(|body| ResponseBody::new(body, None))));
                 }
                 StateProj::Refused { error } => {
-                    let error = error.take().expect("a future is not polled after it is ready");
+                    let error = error.take().expect(ONCE);
                     return Poll::Ready(Err(error.into()));
                 }
             }
@@ -126,6 +144,7 @@ where
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.state {
             State::Deciding { .. } => "ResponseFuture::Deciding",
+            State::Admitted { .. } => "ResponseFuture::Admitted",
             State::Called { .. } => "ResponseFuture::Called",
             State::Instead { .. } => "ResponseFuture::Instead",
             State::Refused { .. } => "ResponseFuture::Refused",

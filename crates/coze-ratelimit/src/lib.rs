@@ -7,11 +7,13 @@ mod client;
 mod conversations;
 mod degrade;
 mod future;
+mod gate;
 mod gcra;
 mod hash;
 mod layer;
 mod level;
 mod limits;
+mod line;
 mod pace;
 mod permit;
 mod place;
@@ -24,6 +26,7 @@ mod redis;
 mod service;
 mod slot;
 mod sync;
+mod wait;
 mod window;
 
 pub use body::ResponseBody;
@@ -45,3 +48,4 @@ pub use quota::{Quota, Rate};
 #[cfg(feature = "redis")]
 pub use redis::{Away, Deciding, RedisLimits, RedisPermit, RedisServer, Sharing};
 pub use service::RateLimit;
+pub use wait::LimitsFuture;

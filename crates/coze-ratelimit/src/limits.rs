@@ -1,5 +1,4 @@
 use std::{
-    future::Pending,
     num::NonZeroU32,
     sync::{
         Arc, OnceLock,
@@ -9,26 +8,30 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use coze_core::{Context, Error, Kind, Limit};
+use coze_core::{Context, Error};
 use http::request::Parts;
 
-use crate::{Decision, Level, Permit, Plan, Policy, Quota, Rate, cells::Cells, permit::Held, place::LATEST, slot};
+use crate::{
+    Decision, Level, Permit, Plan, Policy, Quota, Rate,
+    cells::Cells,
+    gate::{self, Asking, Gate, Refusal},
+    line::{LAST, Line},
+    place::LATEST,
+    wait::{Demands, LimitsFuture, key},
+};
 
 /// The platform's limits on our calls (requirement R4.1).
 const APP: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
 const BOT: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
 const USER: NonZeroU32 = NonZeroU32::MIN;
 
-/// The wait of a request that costs more than there ever is.
-const NEVER: u64 = u64::MAX;
-
 /// The policy of levels that a request must all pass, in the memory of this process.
 ///
 /// It is all or nothing: a request that one level refuses takes nothing from any other. The cells of a request are locked
 /// together and always in the same order of levels, so that no two requests wait for each other.
 ///
-/// Clones share what is used. Levels are best added before the first clone: a clone made earlier does not know the new
-/// one, and shares the others.
+/// Clones share what is used, and who waits ([`Limits::wait`]). Levels are best added before the first clone: a clone made earlier does
+/// not know the new one, and shares the others.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
     inner: Arc<Inner>,
@@ -42,13 +45,15 @@ struct Inner {
     /// Empty until the first plan comes, so that whoever needs none does not pay for it.
     plan: Arc<OnceLock<ArcSwap<Plan>>>,
     reported: Arc<AtomicU64>,
+    line: Arc<Line>,
+    patience: Option<Patience>,
 }
 
-/// A level and what is used of it.
-#[derive(Debug)]
-struct Gate {
-    level: Level,
-    cells: Arc<Cells>,
+/// How long requests wait, and how many.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    at_most: Duration,
+    waiters: usize,
 }
 
 impl Limits {
@@ -76,13 +81,38 @@ impl Limits {
     /// Adds a level, in the place of the one that has its name, else after the others.
     #[must_use]
     pub fn level(mut self, level: Level) -> Self {
-        let gates = &mut Arc::make_mut(&mut self.inner).gates;
-        let gate = Arc::new(Gate { cells: Arc::new(Cells::new(level.is_wide(), level.max_keys)), level });
+        let Inner { gates, line, .. } = Arc::make_mut(&mut self.inner);
+        let cells = Cells::new(level.is_wide(), level.max_keys);
+        let gate = Arc::new(Gate { level, cells, line: line.clone() });
         match gates.iter_mut().find(|known| known.level.name == gate.level.name) {
             Some(known) => *known = gate,
             None => gates.push(gate),
         }
         self
+    }
+
+    /// Lets a request that would be refused wait its turn instead, in this clone: at most so long, and not past the deadline of its
+    /// context; and at most so many at a time, of all clones. The layer's policy waits, [`Limits::check`] does not.
+    ///
+    /// Who comes first is served first, for each key of each level: a request waits behind those that wait for a key of its own, even
+    /// if it would fit, and all others pass by. It takes nothing while it waits. When it is its turn it is admitted as soon as it fits;
+    /// what it waits for may be time, or the end of a request, or what is given back. If it is refused by another level then, it waits
+    /// for that one too, in the order in which requests came, and keeps its turn here.
+    ///
+    /// It is refused at once if so many wait already; and if it would be too late, were all before it admitted and nobody else. The
+    /// time to come back is then the one at which it would have been its turn. What a level sheds ([`Level::shed`]) does not wait. A
+    /// request that waits keeps to the plan under which it
+    /// came, and holds nothing of the inner service: see [`Decision::Wait`].
+    #[must_use]
+    pub fn wait(mut self, at_most: Duration, waiters: usize) -> Self {
+        Arc::make_mut(&mut self.inner).patience = Some(Patience { at_most, waiters });
+        self
+    }
+
+    /// How many requests wait, over all clones.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.inner.line.len()
     }
 
     /// Changes what the levels allow, for all clones, from the next request on. It takes the place of the plan before.
@@ -91,7 +121,7 @@ impl Limits {
     /// accordingly longer; one whose rate is raised has the difference at once. Requests in flight stay in flight.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] with the reason `plan_invalid`, and nothing changes, if it names a level that is not there or gives it a
+    /// [`Kind::Invalid`](coze_core::Kind::Invalid) with the reason `plan_invalid`, and nothing changes, if it names a level that is not there or gives it a
     /// quota that it cannot keep.
     pub fn set_plan(&self, plan: Plan) -> Result<(), Error> {
         plan.check(self.inner.gates.iter().map(|gate| &gate.level))?;
@@ -106,19 +136,45 @@ impl Limits {
         self.inner.reported.load(Ordering::Relaxed)
     }
 
-    /// Decides about a request that came at `now`, without a layer.
+    /// Decides about a request that came at `now`, without a layer, and without regard to those that wait.
     ///
     /// # Errors
-    /// [`Kind::RateLimited`] with the reason `rate_limited` or `concurrency_limited`. Where several levels refuse, it is the one
+    /// [`Kind::RateLimited`](coze_core::Kind::RateLimited) with the reason `rate_limited` or `concurrency_limited`. Where several levels refuse, it is the one
     /// with the longest wait, the first among equals. [`Error::retry_after`] is the time after which this request is admitted if
     /// nobody else comes, never zero; for concurrency it is one second, because nobody knows.
     pub fn check(&self, parts: &Parts, context: &Context, now: Instant) -> Result<Permit, Error> {
+        self.ask(parts, context, now).map_err(Error::from)
+    }
+
+    #[inline]
+    fn ask(&self, parts: &Parts, context: &Context, now: Instant) -> Result<Permit, Refusal> {
+        let mut permit = Permit::default();
+        let refusal = self.asking(parts, context, now, |asking| {
+            let gates = self.inner.gates.iter();
+            gate::ask(gates.filter_map(|gate| Some((gate, gate.demand(asking)?))), asking.now, &mut permit)
+        });
+        self.admit(refusal, permit, context)
+    }
+
+    /// Asks again for what a request asked for before.
+    pub(crate) fn ask_again(&self, demands: &Demands, context: &Context, now: Instant) -> Result<Permit, Refusal> {
+        let mut permit = Permit::default();
+        let demands = demands.iter().map(|(gate, demand)| (gate, *demand));
+        let refusal = gate::ask(demands, nanos(&self.inner.beginning, now), &mut permit);
+        self.admit(refusal, permit, context)
+    }
+
+    #[inline]
+    fn asking<T>(&self, parts: &Parts, context: &Context, now: Instant, ask: impl FnOnce(&Asking<'_>) -> T) -> T {
         let plan = self.inner.plan.get().map(ArcSwap::load);
         let now = nanos(&self.inner.beginning, now);
-        let asking = Asking { parts, context, plan: plan.as_deref().map(|plan| &**plan), now };
-        let mut permit = Permit::default();
-        if let Some(refusal) = involve(&self.inner.gates, &asking, None, None, &mut permit) {
-            return Err(refusal.into());
+        ask(&Asking { parts, context, plan: plan.as_deref().map(|plan| &**plan), now })
+    }
+
+    #[inline]
+    fn admit(&self, refusal: Option<Refusal>, mut permit: Permit, context: &Context) -> Result<Permit, Refusal> {
+        if let Some(refusal) = refusal {
+            return Err(refusal);
         }
         if let Some(name) = permit.reported {
             self.inner.reported.fetch_add(1, Ordering::Relaxed);
@@ -126,6 +182,52 @@ impl Limits {
         }
         permit.settle_by(context, &self.inner.beginning);
         Ok(permit)
+    }
+
+    /// Finds the place of a request that was refused, or came while others wait.
+    #[cold]
+    fn line_up(
+        &self,
+        Patience { at_most, waiters }: Patience,
+        refusal: Option<Refusal>,
+        parts: &Parts,
+        context: &Context,
+        now: Instant,
+    ) -> Result<Decision<Permit, LimitsFuture>, Refusal> {
+        let demands: Demands = self.asking(parts, context, now, |asking| {
+            let gates = self.inner.gates.iter();
+            gates.filter_map(|gate| Some((gate.clone(), gate.demand(asking)?))).collect()
+        });
+        let refusal = match refusal.or_else(|| self.behind(&demands, LAST, now)) {
+            Some(refusal) => refusal,
+            // Nobody waits for a key of this one.
+            None => match self.ask(parts, context, now) {
+                Ok(permit) => return Ok(Decision::Now(Ok(permit))),
+                Err(refusal) => refusal,
+            },
+        };
+        let latest = now.checked_add(at_most).unwrap_or(now);
+        let until = context.deadline.get().map_or(latest, |deadline| latest.min(*deadline));
+        if refusal.until(now, until).is_none() {
+            return Err(refusal);
+        }
+        let Some(ticket) = self.inner.line.enter(waiters) else { return Err(refusal) };
+        Ok(Decision::Wait(LimitsFuture::new(self.clone(), demands, context.clone(), ticket, until, &refusal)))
+    }
+
+    /// The refusal of a request behind those who came before; `None` if nobody waits for what it asks for.
+    pub(crate) fn behind(&self, demands: &Demands, ticket: u64, now: Instant) -> Option<Refusal> {
+        let now = nanos(&self.inner.beginning, now);
+        let refusals = demands.iter().filter_map(|(gate, demand)| {
+            let ahead = self.inner.line.ahead(ticket, key(gate, demand))?;
+            Some(gate.behind(demand, ahead, now))
+        });
+        // The first among equals.
+        refusals.reduce(|longest, next| if next.wait > longest.wait { next } else { longest })
+    }
+
+    pub(crate) fn line(&self) -> &Line {
+        &self.inner.line
     }
 }
 
@@ -137,155 +239,21 @@ pub(crate) fn nanos(beginning: &OnceLock<Instant>, now: Instant) -> u64 {
 
 impl Policy for Limits {
     type Permit = Permit;
-    type Future = Pending<Result<Permit, Error>>;
+    type Future = LimitsFuture;
 
-    fn decide(&self, parts: &Parts, context: &Context, now: Instant) -> Decision<Permit, Self::Future> {
-        Decision::Now(self.check(parts, context, now))
+    /// As [`Limits::check`] does; after [`Limits::wait`] it may have to wait.
+    fn decide(&self, parts: &Parts, context: &Context, now: Instant) -> Decision<Permit, LimitsFuture> {
+        let Some(patience) = self.inner.patience else { return Decision::Now(self.check(parts, context, now)) };
+        let refusal = match (self.inner.line.len() == 0).then(|| self.ask(parts, context, now)) {
+            Some(Ok(permit)) => return Decision::Now(Ok(permit)),
+            refused => refused.and_then(Result::err),
+        };
+        self.line_up(patience, refusal, parts, context, now)
+            .unwrap_or_else(|refusal| Decision::Now(Err(refusal.into())))
     }
 
     /// Settles what the request cost, as noted, or as it was taken for.
     fn completed(permit: Permit) {
         permit.complete();
-    }
-}
-
-/// A request, and what is in force when it comes.
-struct Asking<'a> {
-    parts: &'a Parts,
-    context: &'a Context,
-    plan: Option<&'a Plan>,
-    now: u64,
-}
-
-/// A level that applies to the request, and the one before it. On the stack, so that nothing is allocated.
-struct Involved<'a> {
-    gate: &'a Gate,
-    quota: Quota,
-    /// Requests that are taken, and those that must fit.
-    cost: u32,
-    ask: u32,
-    hash: u64,
-    before: Option<&'a Involved<'a>>,
-}
-
-/// Finds all keys, quotas and costs before the first lock is taken: their functions are not ours, so they do not run under our
-/// locks.
-fn involve(
-    gates: &[Arc<Gate>],
-    asking: &Asking<'_>,
-    before: Option<&Involved<'_>>,
-    refusal: Option<Refusal>,
-    permit: &mut Permit,
-) -> Option<Refusal> {
-    let Some((gate, rest)) = gates.split_first() else { return decide(before, asking.now, refusal, permit) };
-    let level = &gate.level;
-    let Some(key) = level.key(asking.parts, asking.context) else {
-        return involve(rest, asking, before, refusal, permit);
-    };
-    let quota = asking.plan.map_or(level.quota, |plan| plan.quota(level, asking.context, &key));
-    let (cost, besides) = level.cost_and_rest(&quota, asking.parts, asking.context);
-    if cost == 0 {
-        return involve(rest, asking, before, refusal, permit);
-    }
-    if cost > quota.most() {
-        let refusal = refuse(level, quota, (NEVER, 0), refusal, permit);
-        return involve(rest, asking, before, refusal, permit);
-    }
-    let (ask, hash) = (cost.saturating_add(besides), gate.cells.hash(&key));
-    involve(rest, asking, Some(&Involved { gate, quota, cost, ask, hash, before }), refusal, permit)
-}
-
-/// Locks and asks each level on the way in, the last one first, so that the cells that many requests share are locked for the
-/// shortest time; takes from each on the way back, when all have agreed.
-fn decide(involved: Option<&Involved<'_>>, now: u64, refusal: Option<Refusal>, permit: &mut Permit) -> Option<Refusal> {
-    let Some(involved) = involved else { return refusal };
-    let Involved { gate, quota, cost, ask, hash, before } = involved;
-    let Some(locked) = gate.cells.known(*hash) else { return decide_new(involved, now, refusal, permit) };
-    if !slot::fits(quota, &locked, *ask, now) {
-        let wait = slot::wait(quota, &locked, *ask, now);
-        return decide(*before, now, refuse(&gate.level, *quota, wait, refusal, permit), permit);
-    }
-    let refusal = decide(*before, now, refusal, permit);
-    if refusal.is_none() {
-        slot::take(quota, locked, *cost, now);
-        involved.hold(false, now, permit);
-    }
-    refusal
-}
-
-/// The same for a key that has no cell of its own yet.
-#[cold]
-fn decide_new(involved: &Involved<'_>, now: u64, refusal: Option<Refusal>, permit: &mut Permit) -> Option<Refusal> {
-    let Involved { gate, quota, cost, ask, hash, before } = involved;
-    let slot = gate.cells.add(quota, *hash, now);
-    if !slot.fits(quota, *ask, now) {
-        let wait = slot.wait(quota, *ask, now);
-        return decide(*before, now, refuse(&gate.level, *quota, wait, refusal, permit), permit);
-    }
-    let refusal = decide(*before, now, refusal, permit);
-    if refusal.is_none() {
-        let is_shared = slot.take(quota, *cost, now);
-        involved.hold(is_shared, now, permit);
-    }
-    refusal
-}
-
-impl Involved<'_> {
-    fn hold(&self, is_shared: bool, now: u64, permit: &mut Permit) {
-        let reserved = match self.quota {
-            Quota::Concurrency(_) => None,
-            Quota::Rate(rate) if self.gate.level.is_settled => Some((rate, now)),
-            Quota::Rate(_) => return,
-        };
-        let (cells, hash, requests) = (self.gate.cells.clone(), self.hash, self.cost);
-        permit.hold(Held { cells, hash, requests, is_shared, reserved });
-    }
-}
-
-/// The refusal of this level, or that of a later one if it waits longer; or none, where it is only reported.
-#[cold]
-fn refuse(
-    level: &Level,
-    quota: Quota,
-    (wait, reset): (u64, u64),
-    later: Option<Refusal>,
-    permit: &mut Permit,
-) -> Option<Refusal> {
-    if level.is_reported {
-        permit.reported = Some(level.name);
-        return later;
-    }
-    later.filter(|later| later.wait > wait).or(Some(Refusal { name: level.name, quota, wait, reset }))
-}
-
-/// Why a level has no room; times in nanoseconds.
-pub(crate) struct Refusal {
-    pub(crate) name: &'static str,
-    pub(crate) quota: Quota,
-    pub(crate) wait: u64,
-    pub(crate) reset: u64,
-}
-
-impl From<Refusal> for Error {
-    #[cold]
-    fn from(refusal: Refusal) -> Self {
-        let (reason, quota, window) = match refusal.quota {
-            Quota::Rate(rate) => ("rate_limited", rate.requests.get(), Duration::from_nanos(rate.period())),
-            Quota::Concurrency(limit) => ("concurrency_limited", limit.get(), Duration::ZERO),
-        };
-        let Refusal { name, wait, reset, .. } = refusal;
-        let requests = if quota == 1 { "request" } else { "requests" };
-        let allows = match window.as_secs() {
-            0 => format!("the limit {name:?} allows {quota} {requests} at once"),
-            seconds => format!("the limit {name:?} allows {quota} {requests} per {seconds}s"),
-        };
-        if wait == NEVER {
-            return Self::new(Kind::Quota, "cost_above_quota")
-                .with_message(format!("{allows}, and this one costs more"));
-        }
-        Self::new(Kind::RateLimited, reason)
-            .with_message(allows)
-            .with_limit(Limit { name, quota, remaining: 0, window, reset: Duration::from_nanos(reset) })
-            .with_retry_after(Duration::from_nanos(wait))
     }
 }

@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use crate::{
     Rate,
-    cells::Cells,
+    gate::Gate,
     limits::nanos,
     slot::{self, Slot},
 };
@@ -30,7 +30,7 @@ pub struct Permit {
 /// What a request holds in the cell of a key.
 #[derive(Debug)]
 pub(crate) struct Held {
-    pub(crate) cells: Arc<Cells>,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) hash: u64,
     pub(crate) requests: u32,
     pub(crate) is_shared: bool,
@@ -67,17 +67,19 @@ impl Drop for Permit {
                     let unless_noted = if self.is_complete { held.requests } else { 0 };
                     held.settle(rate, then, cost.unwrap_or(unless_noted), now);
                 }
-                _ => held.cells.end(held.hash, held.requests, held.is_shared),
+                _ => held.gate.cells.end(held.hash, held.requests, held.is_shared),
             }
         }
+        // Who waits is told when all is given back.
+        self.held.iter().for_each(|held| held.gate.line.given_back(|| (Arc::as_ptr(&held.gate) as usize, held.hash)));
     }
 }
 
 impl Held {
     fn settle(&self, rate: Rate, then: u64, cost: u32, now: u64) {
-        let known = self.cells.known(self.hash);
+        let known = self.gate.cells.known(self.hash);
         if cost > self.requests {
-            let slot = known.map_or_else(|| self.cells.add(&rate.into(), self.hash, now), Slot::Known);
+            let slot = known.map_or_else(|| self.gate.cells.add(&rate.into(), self.hash, now), Slot::Known);
             slot.charge(&rate, cost - self.requests, now);
         } else if let Some(locked) = known.filter(|_| !self.is_shared && cost < self.requests) {
             // In the sketch it may be what others used, and a key that is not known any more has used nothing since.

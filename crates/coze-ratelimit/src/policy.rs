@@ -47,13 +47,16 @@ pub trait Policy {
     }
 }
 
-/// An answer that is there already, or a future of it. Only the latter costs a clone of the inner service and an allocation.
+/// An answer that is there already, or a future of it. Only the latter costs clones of the inner service and an allocation.
 #[derive(Debug)]
 pub enum Decision<T, F> {
     /// The answer.
     Now(Result<T, Error>),
-    /// The answer has to be waited for.
+    /// The answer has to be waited for, a moment: the request keeps what `poll_ready` reserved of the inner service.
     Later(F),
+    /// The answer may have to be waited for for long: the request gives back what `poll_ready` reserved, so that others have it, and
+    /// waits for the inner service again when it is admitted.
+    Wait(F),
 }
 
 impl<F, T> Policy for F

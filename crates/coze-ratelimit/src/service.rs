@@ -13,7 +13,8 @@ use crate::{Decision, Degrade, Policy, Refuse, ResponseBody, ResponseFuture};
 
 /// A service that asks its policy whether there is room for a request, and lets through what the policy admits.
 ///
-/// While a policy waits for somebody else's answer, the request holds what `poll_ready` reserved of the inner service.
+/// While a policy waits for somebody else's answer, the request holds what `poll_ready` reserved of the inner service, unless that may
+/// take long ([`Decision::Wait`]).
 #[derive(Clone, Debug)]
 pub struct RateLimit<S, P, D = Refuse> {
     pub(crate) inner: S,
@@ -61,6 +62,12 @@ where
                 let clone = self.inner.clone();
                 let ready = mem::replace(&mut self.inner, clone);
                 ResponseFuture::deciding(decision, ready, Request::from_parts(parts, body), self.degrade.clone())
+            }
+            Decision::Wait(decision) => {
+                // Neither the one that goes with the request nor the one that stays keeps what was reserved.
+                let clone = self.inner.clone();
+                self.inner = clone.clone();
+                ResponseFuture::deciding(decision, clone, Request::from_parts(parts, body), self.degrade.clone())
             }
         }
     }

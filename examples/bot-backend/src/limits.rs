@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, num::NonZeroU32, sync::Arc, time::Instant};
 
-use coze_core::{BotId, Context, Error};
+use coze_core::{BotId, BoxError, Context, Error};
 use coze_ratelimit::{Away, Decision, Level, Limits, Policy, Quota, Rate, RedisLimits, RedisServer, Sharing};
-use http::request::Parts;
+use http::{request::Parts, response};
 
 use crate::config::{self, Config};
 
@@ -22,6 +22,14 @@ impl<P: Policy> Policy for PerBot<P> {
     fn decide(&self, parts: &Parts, context: &Context, now: Instant) -> Decision<P::Permit, P::Future> {
         let own = context.bot.get().and_then(|bot| self.own.get(bot));
         own.unwrap_or(&self.shared).decide(parts, context, now)
+    }
+
+    fn answered(permit: &mut P::Permit, answer: Result<&response::Parts, &BoxError>) {
+        P::answered(permit, answer);
+    }
+
+    fn completed(permit: P::Permit) {
+        P::completed(permit);
     }
 }
 

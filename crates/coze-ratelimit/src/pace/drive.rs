@@ -49,7 +49,7 @@ impl Policy for Pace {
                     false => self.shared.wake.notify_one(),
                 }
                 let told = told.expect("whoever waits is told");
-                Decision::Later(PaceFuture::new(told, sleep_until(latest.into()), self.clone(), ticket))
+                Decision::Wait(PaceFuture::new(told, sleep_until(latest.into()), self.clone(), ticket))
             }
             Asked::TooLate(places) => Decision::Now(Err(refusal(&places, at, TOO_LATE))),
             Asked::Full(places) => Decision::Now(Err(refusal(&places, at, FULL))),

@@ -21,7 +21,7 @@ use super::{
     known::{Entry, Known},
     limits::Sharing,
 };
-use crate::{Level, Quota, limits::Refusal};
+use crate::{Level, Quota, gate::Refusal};
 
 /// When to try again while Redis is away.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -67,7 +67,8 @@ impl Gate {
     /// Times in microseconds.
     pub(super) fn refusal(&self, wait: u64, full: u64) -> Error {
         let nanos = |micros: u64| micros.saturating_mul(1000);
-        Refusal { name: self.level.name, quota: self.quota, wait: nanos(wait), reset: nanos(full) }.into()
+        Refusal { name: self.level.name, quota: self.quota, wait: nanos(wait), reset: nanos(full), is_shed: false }
+            .into()
     }
 
     fn unavailable(&self) -> Error {

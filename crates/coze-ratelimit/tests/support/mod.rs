@@ -30,7 +30,7 @@ pub(crate) async fn ask(limits: &RedisLimits, user: &str) -> Result<RedisPermit,
     context.user.set(UserId::new(user).expect("valid")).expect("empty");
     match limits.decide(&parts, &context, Instant::now().into_std()) {
         Decision::Now(decided) => decided,
-        Decision::Later(decision) => decision.await,
+        Decision::Later(decision) | Decision::Wait(decision) => decision.await,
     }
 }
 
