@@ -19,7 +19,7 @@ use coze_auth::{
 use coze_core::{BotId, Context, TenantId, UserId};
 use coze_errmap::{Classifier, ErrMapLayer, Responder};
 use coze_observe::{Inbound, ObserveLayer, Outbound};
-use coze_ratelimit::{Level, Limits, Rate, RateLimitLayer};
+use coze_ratelimit::{Level, Limits, Pace, PaceLevel, PaceRate, Rate, RateLimitLayer};
 use coze_retry::{RetryLayer, Standard};
 use coze_tenant::{Propagate, Registry, TenantLayer};
 use hmac::{Hmac, KeyInit, Mac};
@@ -110,6 +110,15 @@ fn a_cost_in_two_levels_is_reserved_and_settled_without_an_allocation() {
         })
     };
     assert_eq!(cost(limit.layer(bare()), known), 0);
+}
+
+#[test]
+fn a_call_whose_turn_is_at_once_allocates_nothing_at_any_level() {
+    let level = |name| PaceLevel::new(name, PaceRate::per_minute(MANY));
+    let pace =
+        Pace::new().level(level("chat").routes(&["POST /v3/chat"])).level(level("bot").per_bot()).level(level("app"));
+    let known = || inside(question(), |context| context.bot.set(bot()).expect("empty"));
+    assert_eq!(cost(RateLimitLayer::new(pace).layer(bare()), known), 0);
 }
 
 #[test]

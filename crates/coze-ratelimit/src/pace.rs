@@ -109,10 +109,10 @@ impl Pace {
         self
     }
 
-    /// How long a call may wait for its turn, default 10 s; never beyond the deadline of its context.
+    /// How long a call may wait for its turn, default 10 s, at most a day; never beyond the deadline of its context.
     #[must_use]
     pub fn max_wait(self, wait: Duration) -> Self {
-        Self { max_wait: wait, ..self }
+        Self { max_wait: wait.min(Duration::from_secs(86_400)), ..self }
     }
 
     /// How many calls may wait at once, default 1000.
