@@ -254,6 +254,24 @@ async fn one_that_waits_when_it_gets_slower_is_refused_at_its_latest() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_waits_long_does_not_keep_the_others_asleep() {
+    let platform = Counting::new(u16::MAX);
+    let (bot, app) = (PaceLevel::new("bot", per_second(1)).per_bot(), PaceLevel::new("app", per_second(10)));
+    let pace = Pace::new().level(bot).level(app);
+    let began = Instant::now();
+    let two = many(&pace, &platform, "b", 2);
+    let other = async {
+        sleep(Duration::from_millis(30)).await;
+        call(&pace, &platform, request("another", CHAT)).await.expect("its turn");
+        began.elapsed()
+    };
+    let (two, other) = tokio::join!(two, other);
+    assert_eq!(two, 2);
+    assert!(other < Duration::from_millis(150), "a ninth of a second after the first: {other:?}");
+    assert!(began.elapsed() > Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn calls_that_go_away_while_they_wait_take_nothing() {
     let platform = Counting::new(u16::MAX);
     let pace = Pace::new().level(PaceLevel::new("app", per_second(10))).max_waiting(5);

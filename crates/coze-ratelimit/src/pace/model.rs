@@ -229,6 +229,18 @@ fn a_quota_that_is_used_up_pauses_and_one_call_finds_out() {
 }
 
 #[test]
+fn a_pause_is_no_recovery() {
+    let mut cell = Cell::new(Some(per_second(100)).into());
+    cell.take(0);
+    assert!(cell.refused(Signal::Slow(Some(50 * SECOND)), 0, 1));
+    let again = cell.free_at();
+    cell.take(again);
+    assert!(cell.accepted(again, again + SECOND));
+    // Half, and a sixtieth for the second.
+    assert!((cell.per_second() - 46.5).abs() < 1e-3, "{}", cell.per_second());
+}
+
+#[test]
 fn a_level_without_a_limit_only_pauses() {
     let mut cell = Cell::new(None.into());
     (0..1000).for_each(|_| cell.take(7));
