@@ -142,9 +142,6 @@ impl Cell {
 
     /// The other side's limit is another one. Where it is higher, no pause is kept: what was used up was the old one.
     pub(crate) fn change(&mut self, speed: Speed, now: u64) {
-        if speed == self.speed {
-            return;
-        }
         if speed.interval < self.speed.interval {
             self.paused = 0;
         }

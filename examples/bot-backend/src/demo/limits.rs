@@ -80,7 +80,7 @@ pub(super) async fn bot(world: &mut World) -> Result<Seen, BoxError> {
 }
 
 /// Sends the messages all at once.
-fn send_all(world: &World, messages: &[Value]) -> Result<JoinSet<Result<Answer, BoxError>>, BoxError> {
+pub(super) fn send_all(world: &World, messages: &[Value]) -> Result<JoinSet<Result<Answer, BoxError>>, BoxError> {
     let mut burst = JoinSet::new();
     for message in messages {
         let (http, request) = (world.http.clone(), world.signed(message)?);

@@ -1,12 +1,16 @@
 //! Good messages.
 
+use std::time::Duration;
+
 use coze_core::BoxError;
+use coze_sim::{Fault, FaultKind};
 use serde_json::Value;
 
 use super::{
     http::Answer,
+    limits::send_all,
     step::Seen,
-    world::{ACME, HOOLI, INITECH, World},
+    world::{ACME, CHAT, HOOLI, INITECH, World},
 };
 
 pub(super) async fn to_acme(world: &mut World) -> Result<Seen, BoxError> {
@@ -40,6 +44,23 @@ pub(super) async fn twice(world: &mut World) -> Result<Seen, BoxError> {
         true => Ok(format!("{} twice", first.said()).into()),
         false => Ok(Seen::wrong(format!("{}, then {}", first.said(), second.said()))),
     }
+}
+
+pub(super) async fn in_turn(world: &mut World) -> Result<Seen, BoxError> {
+    // Each takes a while, in which the platform refuses another one.
+    let takes = FaultKind::DelayEvents { delay: Duration::from_millis(10) };
+    world.sim.fault(Fault { times: 5, ..Fault::new(CHAT, takes) })?;
+    let mut messages: Vec<_> = (0..5).map(|_| world.message(INITECH)).collect();
+    let first = messages[0].clone();
+    for message in &mut messages {
+        ["conversation_id", "user_id"].into_iter().for_each(|name| message[name] = first[name].clone());
+    }
+    let mut answers = send_all(world, &messages)?;
+    let mut answered = 0;
+    while let Some(answer) = answers.join_next().await {
+        answered += usize::from(answer??.status == 200);
+    }
+    Ok(format!("{answered} × 200").into())
 }
 
 /// Sends a message and asks for a stream.

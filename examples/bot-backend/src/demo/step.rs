@@ -69,6 +69,9 @@ const MESSAGES: &[Step] = &[
     step(["duplicate message", "to initech, twice"],
         ["200 \"Initech: hi\" twice", "initech: chat"],
         |world| Box::pin(messages::twice(world))),
+    step(["one conversation", "5 to initech at once"],
+        ["5 × 200", "initech: chat ×5"],
+        |world| Box::pin(messages::in_turn(world))),
 ];
 
 #[rustfmt::skip]

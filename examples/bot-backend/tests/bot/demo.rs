@@ -11,11 +11,12 @@ use http::Request;
 use serde_json::Value;
 use tempfile::TempDir;
 
-const STEPS: [&str; 24] = [
+const STEPS: [&str; 25] = [
     "streamed answer",
     "polled answer",
     "event stream",
     "duplicate message",
+    "one conversation",
     "bad signature",
     "unknown bot",
     "unknown tenant",
@@ -105,7 +106,7 @@ fn all_steps_go_as_they_should_and_are_told_as_one_object() {
     }
     let requests: u64 = steps.iter().filter_map(|step| step["platform_requests"].as_u64()).sum();
     let totals = &report["totals"];
-    assert_eq!((&totals["steps"], &totals["ok"], &totals["failed"]), (&24.into(), &24.into(), &0.into()));
+    assert_eq!((&totals["steps"], &totals["ok"], &totals["failed"]), (&25.into(), &25.into(), &0.into()));
     assert_eq!(totals["platform_requests"], requests);
 }
 
@@ -125,7 +126,7 @@ fn a_step_that_fails_is_named_with_what_was_expected_and_makes_the_exit_code_1()
         .collect();
     assert_eq!(failed, ["polled answer", "bot: 10 at once", "HTTP 502", "HTTP 503", "HTTP 504"].into());
     assert!(out.contains("expected of the bot: 200 \"Hooli: hi\"\n"), "{out}");
-    assert!(out.contains("\n5 FAILED: 24 steps, "), "{out}");
+    assert!(out.contains("\n5 FAILED: 25 steps, "), "{out}");
 }
 
 #[tokio::test]
