@@ -3,7 +3,7 @@
 use std::{cell::Cell, num::NonZeroU32};
 
 use axum::body::Body;
-use coze_benches::{bare, compare, criterion};
+use coze_benches::{bare, compare, compare_added, criterion, sending};
 use coze_core::{BotId, Context, UserId};
 use coze_ratelimit::{Level, Limits, Quota, Rate, RateLimitLayer};
 use criterion::Criterion;
@@ -48,7 +48,8 @@ fn user(c: &mut Criterion) {
     let config =
         GovernorConfigBuilder::default().per_nanosecond(10).burst_size(u32::MAX).key_extractor(ByUser).finish();
     let peer = GovernorLayer::new(config.expect("not zero")).layer(bare::<_, Body>());
-    compare(c, "ratelimit/user", ours, peer, make());
+    let bare = sending(bare::<_, Body>());
+    compare_added(c, "ratelimit/user", make(), sending(ours), sending(peer), bare);
 }
 
 fn platform(c: &mut Criterion) {

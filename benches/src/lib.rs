@@ -4,6 +4,7 @@
 
 use std::{
     convert::Infallible,
+    fs,
     future::{Future, ready},
     hint::black_box,
     pin::{Pin, pin},
@@ -56,6 +57,22 @@ pub fn compare_fns<T>(
     group.finish();
 }
 
+/// The same beside the bare service, for a bar on what ours and the peer add to it.
+pub fn compare_added<T>(
+    c: &mut Criterion,
+    name: &str,
+    make: impl Fn() -> T,
+    mut ours: impl FnMut(T),
+    mut peer: impl FnMut(T),
+    mut bare: impl FnMut(T),
+) {
+    let mut group = c.benchmark_group(name);
+    group.bench_function("ours", |b| b.iter_batched(&make, &mut ours, BATCH));
+    group.bench_function("bare", |b| b.iter_batched(&make, &mut bare, BATCH));
+    group.bench_function("peer", |b| b.iter_batched(&make, &mut peer, BATCH));
+    group.finish();
+}
+
 /// The bare service: answers at once with two bytes, and does nothing besides.
 pub fn bare<B, C>() -> impl Service<Request<B>, Response = Response<C>, Error = Infallible> + Clone
 where
@@ -68,6 +85,17 @@ where
 pub fn in_context<B>(mut request: Request<B>) -> Request<B> {
     request.extensions_mut().insert(coze_core::Context::new());
     request
+}
+
+/// Bytes of this process that are in memory and of no file.
+///
+/// # Panics
+/// On another system than Linux.
+#[must_use]
+pub fn resident() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux says what a process has in memory");
+    let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse().ok());
+    kib.unwrap_or(0_u64) * 1024
 }
 
 /// One whole call after the other of a service that never waits.

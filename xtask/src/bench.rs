@@ -18,7 +18,7 @@ const ROUNDS: usize = 5;
 /// What a comparison must keep to.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bar {
-    /// ours ÷ peer, at most.
+    /// ours ÷ peer, at most; of both what they add to the bare service, where a benchmark measures that too.
     Ratio(f64),
     /// ours − peer in nanoseconds, at most.
     Added(f64),
@@ -44,8 +44,23 @@ impl Row {
     }
 }
 
-/// Nanoseconds of `ours` and `peer` of each comparison, one pair a round.
-type Rounds = BTreeMap<String, Vec<(f64, f64)>>;
+/// The times of each comparison, one for each round.
+type Rounds = BTreeMap<String, Vec<Times>>;
+
+/// Nanoseconds of the three sides of a comparison in one round; bytes, where the name ends with `_bytes`.
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    ours: f64,
+    peer: f64,
+    /// The bare service, that both were measured with; zero where it is left out.
+    bare: f64,
+}
+
+impl Times {
+    fn ratio(self) -> f64 {
+        (self.ours - self.bare) / (self.peer - self.bare)
+    }
+}
 
 pub(crate) fn bench(options: &[String]) -> Outcome {
     let (flags, filters): (Vec<&str>, Vec<&str>) =
@@ -95,8 +110,8 @@ fn measure(filter: &str) -> Outcome<Rounds> {
             command.args(["--bench", filter]).env("CRITERION_HOME", &folder);
             run(command.stdout(Stdio::from(std::io::stderr())))?;
         }
-        for (name, pair) in read_round(&folder)? {
-            rounds.entry(name).or_default().push(pair);
+        for (name, times) in read_round(&folder)? {
+            rounds.entry(name).or_default().push(times);
         }
     }
     Ok(rounds)
@@ -115,9 +130,9 @@ fn build() -> Outcome<Vec<PathBuf>> {
 }
 
 /// The comparisons criterion left in a folder: those groups that have both an `ours` and a `peer`.
-fn read_round(folder: &Path) -> Outcome<BTreeMap<String, (f64, f64)>> {
+fn read_round(folder: &Path) -> Outcome<BTreeMap<String, Times>> {
     let mut found: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
-    for side in ["ours", "peer"] {
+    for side in ["ours", "peer", "bare"] {
         for group in fs::read_dir(folder).into_iter().flatten().flatten() {
             let result = group.path().join(side).join("new");
             if result.is_dir() {
@@ -126,8 +141,11 @@ fn read_round(folder: &Path) -> Outcome<BTreeMap<String, (f64, f64)>> {
             }
         }
     }
-    let pair = |sides: &BTreeMap<String, f64>| Some((*sides.get("ours")?, *sides.get("peer")?));
-    Ok(found.into_iter().filter_map(|(name, sides)| Some((name, pair(&sides)?))).collect())
+    let times = |sides: BTreeMap<String, f64>| {
+        let bare = sides.get("bare").copied().unwrap_or_default();
+        Some(Times { ours: *sides.get("ours")?, peer: *sides.get("peer")?, bare })
+    };
+    Ok(found.into_iter().filter_map(|(name, sides)| Some((name, times(sides)?))).collect())
 }
 
 /// The name of the group, and the median of a call in nanoseconds.
@@ -164,12 +182,12 @@ fn read_bars(text: &str) -> Outcome<BTreeMap<String, Bar>> {
 }
 
 fn rows(rounds: &Rounds, bars: &BTreeMap<String, Bar>) -> Vec<Row> {
-    let row = |(name, pairs): (&String, &Vec<(f64, f64)>)| Row {
+    let row = |(name, times): (&String, &Vec<Times>)| Row {
         name: name.clone(),
-        ours: median(pairs.iter().map(|(ours, _)| *ours)),
-        peer: median(pairs.iter().map(|(_, peer)| *peer)),
-        ratio: median(pairs.iter().map(|(ours, peer)| ours / peer)),
-        added: median(pairs.iter().map(|(ours, peer)| ours - peer)),
+        ours: median(times.iter().map(|t| t.ours)),
+        peer: median(times.iter().map(|t| t.peer)),
+        ratio: median(times.iter().map(|t| t.ratio())),
+        added: median(times.iter().map(|t| t.ours - t.peer)),
         bar: bars.get(name).copied(),
     };
     rounds.iter().map(row).collect()
@@ -201,8 +219,9 @@ fn as_table(rows: &[Row]) -> String {
             None => "-".to_owned(),
         };
         let met = row.is_met().map_or("-", |met| if met { "yes" } else { "NO" });
+        let unit = if row.name.ends_with("_bytes") { "B " } else { "ns" };
         table.push_str(&format!(
-            "{:<28} {:>9.1} ns {:>12.1} ns {:>8.2}  {bar:<14} {met}\n",
+            "{:<28} {:>9.1} {unit} {:>12.1} {unit} {:>8.2}  {bar:<14} {met}\n",
             row.name, row.ours, row.peer, row.ratio
         ));
     }
@@ -230,15 +249,22 @@ mod tests {
 
     #[test]
     fn the_median_of_the_rounds_decides() {
+        let times = |(ours, peer)| Times { ours, peer, bare: 0.0 };
         let rounds = Rounds::from([
-            ("a/x".into(), vec![(10.0, 10.0), (90.0, 10.0), (14.0, 10.0)]),
-            ("b/y".into(), vec![(131.0, 110.0), (130.0, 109.0), (100.0, 99.0)]),
-            ("c/z".into(), vec![(1.0, 2.0)]),
+            ("a/x".into(), [(10.0, 10.0), (90.0, 10.0), (14.0, 10.0)].map(times).to_vec()),
+            ("b/y".into(), [(131.0, 110.0), (130.0, 109.0), (100.0, 99.0)].map(times).to_vec()),
+            ("c/z".into(), [(1.0, 2.0)].map(times).to_vec()),
         ]);
         let rows = rows(&rounds, &bars());
         let met: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.ratio, row.is_met())).collect();
         assert_eq!(met, [("a/x", 1.4, Some(true)), ("b/y", 131.0 / 110.0, Some(false)), ("c/z", 0.5, None)]);
         assert!(as_table(&rows).lines().last().is_some_and(|line| line.ends_with("-              -")));
+    }
+
+    #[test]
+    fn where_the_bare_service_is_measured_the_ratio_is_of_what_is_added_to_it() {
+        let rounds = Rounds::from([("a/x".into(), vec![Times { ours: 130.0, peer: 140.0, bare: 100.0 }])]);
+        assert_eq!(rows(&rounds, &bars())[0].ratio, 0.75);
     }
 
     #[test]

@@ -17,6 +17,7 @@ usage: cargo xtask <task>
   ci                                all that must hold before a change lands: format, tidy, lints, docs, test, demo
   tidy                              the house rules that no compiler checks
   fuzz TARGET [SECONDS]             feeds a target of `tests/src/fuzz` for a while (60); needs cargo-fuzz
+  soak                              ten million invented keys against a limit: what they cost in memory (on Linux)
   bench [FILTER] [--json] [--check] the benchmarks against their bars; --check fails when a bar is missed
 ";
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         ("tidy", []) => tidy::tidy(),
         ("fuzz", [target]) => fuzz::fuzz(target, "60"),
         ("fuzz", [target, seconds]) => fuzz::fuzz(target, seconds),
+        ("soak", []) => step::run(step::cargo().args("run --release -p coze-benches --example flood".split(' '))),
         ("bench", options) => bench::bench(options),
         _ => {
             eprint!("{TASKS}");
