@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use crate::{
     Quota, Rate,
     gcra::Bucket,
-    place::{LATEST, Locked},
+    place::{LATEST, Locked, Words},
     sync::{
         AtomicU64,
         Ordering::{Acquire, Relaxed},
@@ -19,11 +19,9 @@ use crate::{
 /// Nobody knows when a request in flight will end: another try is worth it in a second.
 pub(crate) const ANOTHER_TRY: u64 = 1_000_000_000;
 
-/// Bytes of the level in a narrow cell. The other ten are the counts of the window.
+/// Bytes of the level in a narrow cell, which is one number: above the level a byte for each slice of the window, the newest first.
 const LEVEL_BYTES: usize = 6;
 const MAX_LEVEL: u64 = (1 << (8 * LEVEL_BYTES)) - 1;
-
-const TEN: u64 = SLICES as u64;
 
 /// Both stages of a rate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,48 +32,41 @@ pub(crate) struct Usage {
 
 impl Usage {
     /// What a place holds. Its words are read one by one: without its lock they may not belong together.
-    #[inline]
-    pub(crate) fn load(at: u64, words: &[AtomicU64]) -> Self {
-        let (level, counts) = match words {
-            [low, high] => {
-                let (low, high) = (low.load(Relaxed), high.load(Relaxed));
-                let bytes = (u128::from(low) | u128::from(high) << 64).to_le_bytes();
-                (low & MAX_LEVEL, std::array::from_fn(|slice| bytes[LEVEL_BYTES + slice].into()))
+    pub(crate) fn load(at: u64, words: Words<'_>) -> Self {
+        let mut counts = [0; SLICES];
+        match words {
+            Words::Narrow(words) => {
+                let bytes = number(words).to_le_bytes();
+                counts.iter_mut().zip(&bytes[LEVEL_BYTES..]).for_each(|(count, byte)| *count = (*byte).into());
             }
-            [level, pairs @ ..] => {
-                let mut counts = [0; SLICES];
+            Words::Wide([_, pairs @ ..]) => {
                 for (pair, counts) in pairs.iter().zip(counts.chunks_exact_mut(2)) {
-                    let [a, b, c, d, e, f, g, h] = pair.load(Relaxed).to_le_bytes();
-                    counts.copy_from_slice(&[u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]);
+                    counts.copy_from_slice(&halves(pair.load(Relaxed)));
                 }
-                (level.load(Relaxed), counts)
             }
-            [] => (0, [0; SLICES]),
-        };
-        Self { bucket: Bucket { at, level }, window: Window { newest: slice(at), counts } }
+        }
+        Self { bucket: Bucket { at, level: level(words) }, window: Window { newest: slice(at), counts } }
     }
 
-    #[inline]
     pub(crate) fn store(&self, locked: &mut Locked<'_>) {
         let (level, counts) = (self.bucket.level, self.window.counts);
         locked.at = self.bucket.at.min(LATEST);
         match locked.words() {
-            [low, high] => {
+            Words::Narrow(words) => {
                 let mut bytes = u128::from(level.min(MAX_LEVEL)).to_le_bytes();
                 for (byte, count) in bytes[LEVEL_BYTES..].iter_mut().zip(counts) {
                     *byte = u8::try_from(count).unwrap_or(u8::MAX);
                 }
-                let [low_bytes, high_bytes] = [0, 8].map(|from| std::array::from_fn(|i| bytes[from + i]));
-                low.store(u64::from_le_bytes(low_bytes), Relaxed);
-                high.store(u64::from_le_bytes(high_bytes), Relaxed);
+                let [low, high] = split(u128::from_le_bytes(bytes));
+                words[0].store(low, Relaxed);
+                words[1].store(high, Relaxed);
             }
-            [word, pairs @ ..] => {
+            Words::Wide([word, pairs @ ..]) => {
                 word.store(level, Relaxed);
                 for (pair, counts) in pairs.iter().zip(counts.chunks_exact(2)) {
                     pair.store(u64::from(counts[0]) | u64::from(counts[1]) << 32, Relaxed);
                 }
             }
-            [] => {}
         }
     }
 
@@ -136,76 +127,121 @@ impl Usage {
     }
 }
 
-/// [`Usage::wait`] is zero. It is the plain path, so the counts are added up as they are packed.
-#[inline]
-pub(crate) fn fits(rate: &Rate, at: u64, words: &[AtomicU64], requests: u32, now: u64) -> bool {
-    let window = match slice(now).saturating_sub(slice(at)) {
-        0 => used(words) <= rate.window().saturating_sub(requests).into(),
-        1..TEN => Usage::load(at, words).window.fits(rate.window(), requests, slice(now)),
-        TEN.. => true,
-    };
-    window && Bucket { at, level: level(words) }.fits(rate, requests, now)
+/// What a cell becomes if a request is admitted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Next {
+    /// Its time and its first two words.
+    Known { at: u64, words: [u64; 2] },
+    /// All of its words change: that takes longer, and is done where it is needed.
+    Later,
 }
 
-/// [`Usage::take`] of requests that fit.
+/// What becomes of a cell by a request for `cost`, if there is room for `ask`, which is no less: so no count that is kept overflows.
+///
+/// It is the plain path, so the counts are added up as they are packed, and nothing is computed twice.
 #[inline]
-pub(crate) fn take(rate: &Rate, locked: &mut Locked<'_>, requests: u32, now: u64) {
-    let (at, words) = (locked.at, locked.words());
-    if slice(now) > slice(at) {
-        let mut usage = Usage::load(at, words);
-        usage.take(rate, requests, now);
-        return usage.store(locked);
-    }
+pub(crate) fn next(rate: &Rate, at: u64, words: Words<'_>, ask: u32, cost: u32, now: u64) -> Option<Next> {
+    let age = slice(now).saturating_sub(slice(at));
     let mut bucket = Bucket { at, level: level(words) };
-    bucket.take(rate, requests, now);
-    // The newest count is in the lowest bits, and has room for what fits.
-    match words {
-        [low, _] => {
-            let counts = (low.load(Relaxed) & !MAX_LEVEL) + (u64::from(requests) << (8 * LEVEL_BYTES));
-            low.store(counts | bucket.level.min(MAX_LEVEL), Relaxed);
+    let fits = bucket.fits(rate, ask, now);
+    bucket.take(rate, cost, now);
+    let (used, words) = match words {
+        Words::Narrow(words) => {
+            let counts = aged(number(words), age);
+            let next =
+                counts.wrapping_add(u128::from(cost) << (8 * LEVEL_BYTES)) | u128::from(bucket.level & MAX_LEVEL);
+            (sum(counts), split(next))
         }
-        [level, newest, ..] => {
-            level.store(bucket.level, Relaxed);
-            newest.store(newest.load(Relaxed) + u64::from(requests), Relaxed);
+        Words::Wide([_, pairs @ ..]) if age == 0 => {
+            let sum =
+                pairs.iter().map(|pair| halves(pair.load(Relaxed))).map(|[a, b]| u64::from(a) + u64::from(b)).sum();
+            (sum, [bucket.level, pairs[0].load(Relaxed).wrapping_add(cost.into())])
         }
-        _ => {}
+        Words::Wide(_) => return fits_later(rate, at, words, ask, now).then_some(Next::Later),
+    };
+    let fits = fits && used <= rate.window().saturating_sub(ask).into();
+    fits.then_some(Next::Known { at: bucket.at.min(LATEST), words })
+}
+
+/// Whether requests fit in a later slice than the last one that counts.
+#[cold]
+fn fits_later(rate: &Rate, at: u64, words: Words<'_>, requests: u32, now: u64) -> bool {
+    Usage::load(at, words).wait(rate, requests, now) == 0
+}
+
+/// Takes requests that fitted: `next` is what became clear then.
+#[inline]
+pub(crate) fn take(next: Next, rate: &Rate, locked: &mut Locked<'_>, requests: u32, now: u64) {
+    let Next::Known { at, words } = next else { return take_later(rate, locked, requests, now) };
+    match locked.words() {
+        Words::Narrow([first, second]) | Words::Wide([first, second, ..]) => {
+            first.store(words[0], Relaxed);
+            second.store(words[1], Relaxed);
+        }
     }
-    locked.at = bucket.at.min(LATEST);
+    locked.at = at;
+}
+
+#[cold]
+fn take_later(rate: &Rate, locked: &mut Locked<'_>, requests: u32, now: u64) {
+    let mut usage = Usage::load(locked.at, locked.words());
+    usage.take(rate, requests, now);
+    usage.store(locked);
 }
 
 #[inline]
-fn level(words: &[AtomicU64]) -> u64 {
-    let level = words[0].load(Relaxed);
-    if words.len() == 2 { level & MAX_LEVEL } else { level }
+fn level(words: Words<'_>) -> u64 {
+    match words {
+        Words::Narrow([low, _]) => low.load(Relaxed) & MAX_LEVEL,
+        Words::Wide([level, ..]) => level.load(Relaxed),
+    }
 }
 
-/// The sum of the counts.
+/// A narrow cell.
 #[inline]
-fn used(words: &[AtomicU64]) -> u64 {
-    match words {
-        [low, high] => {
-            let (low, high) = (low.load(Relaxed) >> (8 * LEVEL_BYTES), high.load(Relaxed));
-            // Pairs of bytes, then all pairs at once, into the highest one.
-            let every_second = 0x00FF_00FF_00FF_00FF;
-            let pairs = (high & every_second) + (high >> 8 & every_second);
-            (low & 0xFF) + (low >> 8) + (pairs.wrapping_mul(0x0001_0001_0001_0001) >> 48)
-        }
-        [_, pairs @ ..] => {
-            pairs.iter().map(|pair| pair.load(Relaxed)).map(|pair| (pair & u64::from(u32::MAX)) + (pair >> 32)).sum()
-        }
-        [] => 0,
-    }
+fn number([low, high]: &[AtomicU64; 2]) -> u128 {
+    u128::from(low.load(Relaxed)) | u128::from(high.load(Relaxed)) << 64
+}
+
+/// Its words: the lower half, and the upper one.
+#[inline]
+fn split(number: u128) -> [u64; 2] {
+    let [a, b, c, d, e, f, g, h, upper @ ..] = number.to_le_bytes();
+    [u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes(upper)]
+}
+
+/// The counts of a narrow cell so many slices later, where they are in it: the oldest go over its edge.
+#[inline]
+fn aged(number: u128, slices: u64) -> u128 {
+    (number & !u128::from(MAX_LEVEL)) << (8 * slices.min(SLICES as u64))
+}
+
+/// The sum of those counts: bytes to pairs, then all pairs at once, into the highest one.
+#[inline]
+fn sum(counts: u128) -> u64 {
+    let every_second = 0x00FF_00FF_00FF_00FF_00FF_00FF_00FF_00FF;
+    let [low, high] = split((counts & every_second) + (counts >> 8 & every_second));
+    (low + high).wrapping_mul(0x0001_0001_0001_0001) >> 48
+}
+
+#[inline]
+fn halves(pair: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = pair.to_le_bytes();
+    [u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])]
 }
 
 /// The requests in flight of a place: the first word of its cell.
 ///
 /// They are counted up under the lock and counted down without it, so whoever holds the lock sees at least those that are there.
-pub(crate) fn in_flight(words: &[AtomicU64]) -> &AtomicU64 {
-    &words[0]
+#[inline]
+pub(crate) fn in_flight(words: Words<'_>) -> &AtomicU64 {
+    match words {
+        Words::Narrow([first, ..]) | Words::Wide([first, ..]) => first,
+    }
 }
 
 /// Whether the cell of a place is as good as new.
-pub(crate) fn is_idle(quota: &Quota, at: u64, words: &[AtomicU64], now: u64) -> bool {
+pub(crate) fn is_idle(quota: &Quota, at: u64, words: Words<'_>, now: u64) -> bool {
     match quota {
         Quota::Rate(rate) => Usage::load(at, words).is_idle(rate, now),
         // Acquire: what a request did before it ended happened before its place is given away.
@@ -214,7 +250,7 @@ pub(crate) fn is_idle(quota: &Quota, at: u64, words: &[AtomicU64], now: u64) -> 
 }
 
 #[inline]
-pub(crate) fn fits_in_flight(limit: NonZeroU32, requests: u32, words: &[AtomicU64]) -> bool {
+pub(crate) fn fits_in_flight(limit: NonZeroU32, requests: u32, words: Words<'_>) -> bool {
     in_flight(words).load(Relaxed) <= limit.get().saturating_sub(requests).into()
 }
 

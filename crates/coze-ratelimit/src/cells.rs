@@ -57,15 +57,15 @@ impl Cells {
     /// Locks the cell of the key with this hash, if it has one of its own. A request locks one key of a level at a time.
     #[inline]
     pub(crate) fn known(&self, hash: u64) -> Option<Locked<'_>> {
-        let (segment, first) = self.home(hash);
-        segment.find(hash, first).map(Place::lock).filter(|locked| locked.tag() == hash)
+        let (segment, line) = self.home(hash);
+        segment.find(hash, line).map(Place::lock).filter(|locked| locked.tag() == hash)
     }
 
     /// Locks the cells of the key with this hash, which was not known before.
     #[cold]
     pub(crate) fn add(&self, quota: &Quota, hash: u64, now: u64) -> Slot<'_> {
-        let (segment, first) = self.home(hash);
-        match segment.add(hash, first, |at, words| cell::is_idle(quota, at, words, now)) {
+        let (segment, line) = self.home(hash);
+        match segment.add(hash, line, |at, words| cell::is_idle(quota, at, words, now)) {
             Found::Known(locked) => Slot::Known(locked),
             // What the sketch may know of the key is not forgotten.
             Found::Free(locked, adding) if self.is_unknown_to_sketch(quota, hash, now) => {
@@ -75,7 +75,7 @@ impl Cells {
         }
     }
 
-    /// The segment of a key, and its first place there: the halves of the hash, scaled to the number of segments and places.
+    /// The segment of a key, and its line there: the halves of the hash, scaled to the number of segments and lines.
     #[inline]
     fn home(&self, hash: u64) -> (&Segment, usize) {
         let scale = |half: u64, to: usize| {
@@ -83,8 +83,7 @@ impl Cells {
         };
         let segment = &self.segments[scale(hash >> 32, self.segments.len())];
         let segment = segment.get_or_init(|| Segment::new(self.places, self.is_wide));
-        // An even place: where two share a line, the first of them.
-        (segment, scale(hash & u64::from(u32::MAX), self.places) & !1)
+        (segment, scale(hash & u64::from(u32::MAX), segment.lines()))
     }
 
     fn is_unknown_to_sketch(&self, quota: &Quota, hash: u64, now: u64) -> bool {
@@ -112,8 +111,8 @@ impl Cells {
             let sketch = self.sketch.get();
             sketch.into_iter().flat_map(|sketch| places(sketch, hash)).for_each(end);
         } else {
-            let (segment, first) = self.home(hash);
-            segment.find(hash, first).into_iter().for_each(end);
+            let (segment, line) = self.home(hash);
+            segment.find(hash, line).into_iter().for_each(end);
         }
     }
 }

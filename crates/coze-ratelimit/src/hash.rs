@@ -7,14 +7,16 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-/// Words of the longest key that is hashed as it is: two ids of 128 bytes, and their lengths.
-const WORDS: usize = 34;
 /// Longer parts are hashed by `SipHash` first.
 const MAX_PART: usize = 128;
 
+/// What the words of one part are multiplied with: that of its length, its last eight bytes, and all of its words.
+type Secrets = [u128; 2 + MAX_PART / 8];
+
 #[derive(Debug)]
 pub(crate) struct KeyHash {
-    secrets: Box<[u128; WORDS + 1]>,
+    first: u128,
+    parts: Box<[Secrets; 2]>,
     long: RandomState,
 }
 
@@ -22,18 +24,17 @@ impl KeyHash {
     pub(crate) fn new() -> Self {
         let random = RandomState::new();
         let secret = |i| u128::from(random.hash_one((i, 0))) << 64 | u128::from(random.hash_one((i, 1)));
-        Self { secrets: Box::new(std::array::from_fn(secret)), long: RandomState::new() }
+        let part = |part: usize| std::array::from_fn(|i| secret(1 + part + 2 * i));
+        Self { first: secret(0), parts: Box::new(std::array::from_fn(part)), long: RandomState::new() }
     }
 
     /// The hash of a key that belongs to somebody, or to nobody.
     #[inline]
     pub(crate) fn of(&self, whose: Option<&[u8]>, key: &[u8]) -> u64 {
-        let mut sum = Sum { total: self.secrets[0], secrets: self.secrets[1..].iter() };
-        if let Some(whose) = whose {
-            sum.add_part(whose, &self.long);
-        }
-        sum.add_part(key, &self.long);
-        mix(u64::try_from(sum.total >> 64).expect("the upper half"))
+        let [of_whose, of_key] = &*self.parts;
+        let whose = whose.map_or(0, |whose| sum(whose, of_whose, &self.long));
+        let total = self.first.wrapping_add(whose).wrapping_add(sum(key, of_key, &self.long));
+        mix(u64::try_from(total >> 64).expect("the upper half"))
     }
 }
 
@@ -43,36 +44,22 @@ fn mix(sum: u64) -> u64 {
     mixed ^ (mixed >> 32)
 }
 
-struct Sum<'a> {
-    total: u128,
-    secrets: std::slice::Iter<'a, u128>,
-}
-
-impl Sum<'_> {
-    #[inline]
-    fn add(&mut self, word: u64) {
-        let secret = self.secrets.next().expect("two parts have no more words");
-        self.total = self.total.wrapping_add(secret.wrapping_mul(word.into()));
-    }
-
-    /// Adds the length first, which says how the words that follow were made, and is never zero, so that an empty part is not the
-    /// same as none: no two keys are the same words.
-    #[inline]
-    fn add_part(&mut self, part: &[u8], long: &RandomState) {
-        self.add(part.len() as u64 + 1);
-        match part.len() {
-            0..8 => self.add(short(part)),
-            8..=MAX_PART => {
-                let (words, rest) = part.as_chunks();
-                words.iter().for_each(|word| self.add(u64::from_le_bytes(*word)));
-                // The last eight bytes, some of which were added before: no loop over those that are left.
-                if !rest.is_empty() {
-                    self.add(u64::from_le_bytes(*part.last_chunk().expect("eight or more")));
-                }
-            }
-            _ => self.add(long.hash_one(part)),
+/// The sum of one part. The length says how the other words were made, and is never zero, so that an empty part is not the same
+/// as none: no two keys are the same words.
+#[inline(always)]
+fn sum(part: &[u8], [of_length, of_last, of_words @ ..]: &Secrets, long: &RandomState) -> u128 {
+    let times = |secret: &u128, word: u64| secret.wrapping_mul(word.into());
+    let words = match part.len() {
+        0..8 => times(of_last, short(part)),
+        8..=MAX_PART => {
+            let words = part.as_chunks().0.iter().zip(of_words);
+            // The last eight bytes, some or all of which are in a word before: no loop over those that are left.
+            let last = times(of_last, u64::from_le_bytes(*part.last_chunk().expect("eight or more")));
+            words.fold(last, |sum, (word, secret)| sum.wrapping_add(times(secret, u64::from_le_bytes(*word))))
         }
-    }
+        _ => times(of_last, long.hash_one(part)),
+    };
+    words.wrapping_add(times(of_length, part.len() as u64 + 1))
 }
 
 /// Up to seven bytes; some may be in it twice.

@@ -21,19 +21,38 @@ pub(crate) const LATEST: u64 = LOCKED - 1;
 #[derive(Debug, Default)]
 struct Line([AtomicU64; 8]);
 
-/// The words of a place: its tag (zero: free), the time of its cell, and what the cell makes of the others.
+impl Line {
+    #[inline]
+    fn halves(&self) -> [&[AtomicU64; 4]; 2] {
+        let (first, second) = self.0.split_at(4);
+        [first, second].map(|half| half.try_into().expect("four words"))
+    }
+}
+
+/// The words of a place: its tag (zero: free), the time of its cell, and the cell.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<'a>(&'a [AtomicU64]);
+pub(crate) enum Place<'a> {
+    Narrow(&'a [AtomicU64; 4]),
+    Wide(&'a [AtomicU64; 8]),
+}
+
+/// The words of a cell. They are written under the lock of its place; whoever reads them without it has a hint.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Words<'a> {
+    Narrow(&'a [AtomicU64; 2]),
+    Wide(&'a [AtomicU64; 6]),
+}
 
 impl<'a> Place<'a> {
     #[inline]
     pub(crate) fn lock(self) -> Locked<'a> {
+        let (_, time) = self.head();
         let mut turn = 0;
         loop {
-            let at = self.0[1].load(Ordering::Relaxed);
+            let at = time.load(Ordering::Relaxed);
             // Acquire: sees all that was written under the lock before. Nothing is read if it fails.
             if at & LOCKED == 0
-                && self.0[1].compare_exchange_weak(at, at | LOCKED, Ordering::Acquire, Ordering::Relaxed).is_ok()
+                && time.compare_exchange_weak(at, at | LOCKED, Ordering::Acquire, Ordering::Relaxed).is_ok()
             {
                 return Locked { place: self, at };
             }
@@ -42,22 +61,32 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// The tag and the time.
+    #[inline]
+    fn head(self) -> (&'a AtomicU64, &'a AtomicU64) {
+        match self {
+            Self::Narrow([tag, at, ..]) | Self::Wide([tag, at, ..]) => (tag, at),
+        }
+    }
+
     /// Relaxed: it is looked at again under the lock. A key that another thread just added is looked for again under the lock of
     /// whoever adds keys.
     #[inline]
     fn tag(self) -> u64 {
-        self.0[0].load(Ordering::Relaxed)
+        self.head().0.load(Ordering::Relaxed)
     }
 
     /// Taken without the lock: a hint.
     pub(crate) fn at(self) -> u64 {
-        self.0[1].load(Ordering::Relaxed) & LATEST
+        self.head().1.load(Ordering::Relaxed) & LATEST
     }
 
-    /// The words of the cell. They are written under the lock; whoever reads without it has a hint.
     #[inline]
-    pub(crate) fn words(self) -> &'a [AtomicU64] {
-        &self.0[2..]
+    pub(crate) fn words(self) -> Words<'a> {
+        match self {
+            Self::Narrow([_, _, words @ ..]) => Words::Narrow(words),
+            Self::Wide([_, _, words @ ..]) => Words::Wide(words),
+        }
     }
 }
 
@@ -71,7 +100,7 @@ pub(crate) struct Locked<'a> {
 
 impl<'a> Locked<'a> {
     #[inline]
-    pub(crate) fn words(&self) -> &'a [AtomicU64] {
+    pub(crate) fn words(&self) -> Words<'a> {
         self.place.words()
     }
 
@@ -82,7 +111,7 @@ impl<'a> Locked<'a> {
 
     /// Gives the place to a key.
     pub(crate) fn give(&self, tag: u64) {
-        self.place.0[0].store(tag, Ordering::Relaxed);
+        self.place.head().0.store(tag, Ordering::Relaxed);
     }
 }
 
@@ -90,7 +119,7 @@ impl Drop for Locked<'_> {
     #[inline]
     fn drop(&mut self) {
         // Release: whoever locks next sees all that was written.
-        self.place.0[1].store(self.at & LATEST, Ordering::Release);
+        self.place.head().1.store(self.at & LATEST, Ordering::Release);
     }
 }
 
@@ -99,8 +128,7 @@ impl Drop for Locked<'_> {
 pub(crate) struct Segment {
     lines: Box<[Line]>,
     places: usize,
-    /// Words per place: four or eight.
-    width: usize,
+    is_wide: bool,
     adding: Mutex<()>,
 }
 
@@ -116,10 +144,9 @@ pub(crate) enum Found<'a> {
 }
 
 impl Segment {
-    pub(crate) fn new(places: usize, wide: bool) -> Self {
-        let width = if wide { 8 } else { 4 };
-        let lines = (0..places.div_ceil(8 / width)).map(|_| Line::default()).collect();
-        Self { lines, places, width, adding: Mutex::new(()) }
+    pub(crate) fn new(places: usize, is_wide: bool) -> Self {
+        let lines = places.div_ceil(if is_wide { 1 } else { 2 });
+        Self { lines: (0..lines).map(|_| Line::default()).collect(), places, is_wide, adding: Mutex::new(()) }
     }
 
     #[cfg(test)]
@@ -127,43 +154,50 @@ impl Segment {
         size_of_val(&*self.lines)
     }
 
+    /// The number of lines: a key belongs to one of them.
     #[inline]
-    pub(crate) fn place(&self, index: usize) -> Place<'_> {
-        let word = index * self.width;
-        let words = &self.lines[word / 8].0;
-        // A whole array, or one of its halves: cheaper than any slice of it.
-        Place(if self.width == 8 {
-            words
-        } else if word.is_multiple_of(8) {
-            &words[..4]
-        } else {
-            &words[4..]
-        })
+    pub(crate) fn lines(&self) -> usize {
+        self.lines.len()
     }
 
-    /// The places of a key whose first is `first`.
-    fn probes(&self, first: usize) -> impl Iterator<Item = Place<'_>> {
-        let places = self.places;
+    pub(crate) fn place(&self, index: usize) -> Place<'_> {
+        if self.is_wide {
+            return Place::Wide(&self.lines[index].0);
+        }
+        let [first, second] = self.lines[index / 2].halves();
+        Place::Narrow(if index.is_multiple_of(2) { first } else { second })
+    }
+
+    /// The places of a key that belongs to a line.
+    fn probes(&self, line: usize) -> impl Iterator<Item = Place<'_>> {
+        let (places, first) = (self.places, if self.is_wide { line } else { 2 * line });
         (first..first + PROBES.min(places)).map(move |i| self.place(if i < places { i } else { i - places }))
     }
 
     #[inline]
-    pub(crate) fn find(&self, tag: u64, first: usize) -> Option<Place<'_>> {
-        let place = self.place(first);
+    pub(crate) fn find(&self, tag: u64, line: usize) -> Option<Place<'_>> {
         // Most keys are where they belong.
-        if place.tag() == tag { Some(place) } else { self.find_further(tag, first) }
+        let words = &self.lines[line];
+        if self.is_wide {
+            let place = Place::Wide(&words.0);
+            return if place.tag() == tag { Some(place) } else { self.find_further(tag, line) };
+        }
+        // Both tags are looked at before anything depends on them: which one it is, nobody can guess.
+        let [first, second] = words.halves().map(Place::Narrow);
+        let [is_first, is_second] = [first, second].map(|place| place.tag() == tag);
+        if is_first | is_second { Some(if is_second { second } else { first }) } else { self.find_further(tag, line) }
     }
 
-    fn find_further(&self, tag: u64, first: usize) -> Option<Place<'_>> {
-        self.probes(first).take_while(|place| place.tag() != 0).find(|place| place.tag() == tag)
+    fn find_further(&self, tag: u64, line: usize) -> Option<Place<'_>> {
+        self.probes(line).take_while(|place| place.tag() != 0).find(|place| place.tag() == tag)
     }
 
     /// Locks the place of the key `tag`, which was not found, or one that it can have: the first that `is_idle`, or is free.
-    pub(crate) fn add(&self, tag: u64, first: usize, is_idle: impl Fn(u64, &[AtomicU64]) -> bool) -> Found<'_> {
+    pub(crate) fn add(&self, tag: u64, line: usize, is_idle: impl Fn(u64, Words<'_>) -> bool) -> Found<'_> {
         loop {
             // A panic elsewhere leaves nothing half done here.
             let adding = self.adding.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some(place) = self.find(tag, first) {
+            if let Some(place) = self.find(tag, line) {
                 // Another thread has just added it. Its place is not waited for under the lock of whoever adds keys.
                 drop(adding);
                 let locked = place.lock();
@@ -172,8 +206,8 @@ impl Segment {
                 }
                 continue;
             }
-            let is_vacant = |tag, at, words: &[AtomicU64]| tag == 0 || is_idle(at, words);
-            for place in self.probes(first).filter(|place| is_vacant(place.tag(), place.at(), place.words())) {
+            let is_vacant = |tag, at, words: Words<'_>| tag == 0 || is_idle(at, words);
+            for place in self.probes(line).filter(|place| is_vacant(place.tag(), place.at(), place.words())) {
                 let locked = place.lock();
                 if is_vacant(locked.tag(), locked.at, locked.words()) {
                     return Found::Free(locked, adding);

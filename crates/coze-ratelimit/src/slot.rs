@@ -1,6 +1,6 @@
 use crate::{
     Quota, Rate,
-    cell::{self, Usage},
+    cell::{self, Next, Usage},
     cells::ROWS,
     place::Locked,
     sync::MutexGuard,
@@ -70,7 +70,7 @@ impl Slot<'_> {
 #[inline]
 pub(crate) fn fits(quota: &Quota, locked: &Locked<'_>, requests: u32, now: u64) -> bool {
     match quota {
-        Quota::Rate(rate) => cell::fits(rate, locked.at, locked.words(), requests, now),
+        Quota::Rate(rate) => cell::next(rate, locked.at, locked.words(), requests, 0, now).is_some(),
         Quota::Concurrency(limit) => cell::fits_in_flight(*limit, requests, locked.words()),
     }
 }
@@ -108,7 +108,10 @@ pub(crate) fn wait_behind(
 #[inline]
 pub(crate) fn take(quota: &Quota, mut locked: Locked<'_>, requests: u32, now: u64) {
     match quota {
-        Quota::Rate(rate) => cell::take(rate, &mut locked, requests, now),
+        Quota::Rate(rate) => {
+            let next = cell::next(rate, locked.at, locked.words(), requests, requests, now);
+            cell::take(next.unwrap_or(Next::Later), rate, &mut locked, requests, now);
+        }
         Quota::Concurrency(_) => cell::hold(&mut locked, requests, now),
     }
 }

@@ -17,7 +17,7 @@ mod sync {
 mod place;
 
 use loom::{sync::Arc, thread};
-use place::{Found, Locked, Segment};
+use place::{Found, Locked, Segment, Words};
 use sync::Ordering::Relaxed;
 
 /// As the crate does it: the place of the key, which is known or added, or none.
@@ -29,7 +29,7 @@ fn lock(segment: &Segment, tag: u64, is_idle: impl Fn(u64) -> bool) -> Option<Lo
         Found::Known(locked) => Some(locked),
         Found::Free(mut locked, _adding) => {
             locked.at = 0;
-            locked.words().iter().for_each(|word| word.store(0, Relaxed));
+            cell(&locked).iter().for_each(|word| word.store(0, Relaxed));
             locked.give(tag);
             Some(locked)
         }
@@ -37,9 +37,14 @@ fn lock(segment: &Segment, tag: u64, is_idle: impl Fn(u64) -> bool) -> Option<Lo
     }
 }
 
+fn cell<'a>(locked: &Locked<'a>) -> &'a [sync::AtomicU64; 2] {
+    let Words::Narrow(words) = locked.words() else { panic!("the places are narrow") };
+    words
+}
+
 /// Counts in both words, one after the other: whoever comes in between would see them differ.
 fn count(mut locked: Locked<'_>) -> u64 {
-    let [first, second] = locked.words() else { panic!("a narrow place has two words") };
+    let [first, second] = cell(&locked);
     let counted = first.load(Relaxed);
     assert_eq!(second.load(Relaxed), counted);
     first.store(counted + 1, Relaxed);
