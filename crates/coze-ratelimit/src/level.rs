@@ -113,7 +113,7 @@ impl Level {
     /// What a request costs, default 1: so many requests of the quota. At 0 the level does not apply to it. A request that costs
     /// more than the whole quota is refused for good, with the reason `cost_above_quota`.
     ///
-    /// As all that follows: in memory. `RedisLimits` takes every request for one, and knows no classes and no reports.
+    /// In `RedisLimits`, a leased level leaves what costs more than a quarter of what fits at once to Redis.
     #[must_use]
     pub fn cost(self, cost: impl Fn(&Parts, &Context) -> u32 + Send + Sync + 'static) -> Self {
         Self { cost: Some(Function(Arc::new(cost))), ..self }
@@ -130,6 +130,8 @@ impl Level {
     /// seconds is at most burst + rate × t, but for debts. What is given back after it has left the window, or drained from a bucket
     /// that is empty since, is worth nothing. A key takes 96 bytes. Of a quota of requests at once there is nothing to settle. A key in
     /// the sketch ([`Level::max_keys`]) gets nothing back, as others may have used it, and owes no more than its quota.
+    ///
+    /// In memory: for `RedisLimits` the estimate is the cost.
     #[must_use]
     pub fn settle(self) -> Self {
         Self { is_settled: true, ..self }
@@ -137,14 +139,15 @@ impl Level {
 
     /// Keeps the last part of the quota for what matters more: when half of it is used (in the bucket or in the window, or of the
     /// requests at once), requests of the class [`Class::Low`] are refused, and when nine tenths are used, those of
-    /// [`Class::Normal`]. Of a quota that is too small to have such a part, every class may use the first request.
+    /// [`Class::Normal`]. Of a quota that is too small to have such a part, every class may use the first request. In `RedisLimits`,
+    /// a leased level leaves the decision about these two classes to Redis.
     #[must_use]
     pub fn shed(self, class: impl Fn(&Parts, &Context) -> Class + Send + Sync + 'static) -> Self {
         Self { class: Some(Function(Arc::new(class))), ..self }
     }
 
     /// Refuses nothing: a request that would have been refused here goes on, is counted ([`Limits::reported`](crate::Limits::reported)),
-    /// and has the name of the level in its `Context::limit`. It takes nothing of this level.
+    /// and has the name of the level in its `Context::limit`. It takes nothing of this level. In memory: `RedisLimits` refuses.
     #[must_use]
     pub fn report_only(self) -> Self {
         Self { is_reported: true, ..self }

@@ -4,9 +4,12 @@ mod support;
 
 use std::{num::NonZeroU32, time::Duration};
 
-use coze_core::{Error, Kind};
-use coze_ratelimit::{Away, Level, Quota, Rate, RateLimitLayer, RedisLimits, RedisPermit, RedisServer, Sharing};
+use coze_core::{Context, Error, Kind};
+use coze_ratelimit::{
+    Away, Class, Decision, Level, Policy, Quota, Rate, RateLimitLayer, RedisLimits, RedisPermit, RedisServer, Sharing,
+};
 use coze_tests::Redis;
+use http::Request;
 use support::{ask, calls, eventually, many, n};
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
@@ -119,6 +122,83 @@ async fn levels_are_decided_together_all_or_nothing() {
             assert!(ask(&limits, &format!("user {user}")).await.is_ok(), "refusals took nothing of the app's");
         }
     }
+}
+
+/// A request that costs so much, of a class: two headers say it.
+async fn ask_for(limits: &RedisLimits, cost: u32, class: &'static str) -> Result<RedisPermit, Error> {
+    let request = Request::get("/").header("x-cost", cost).header("x-class", class).body(()).expect("valid");
+    match limits.decide(&request.into_parts().0, &Context::new(), Instant::now().into_std()) {
+        Decision::Now(decided) => decided,
+        Decision::Later(decision) | Decision::Wait(decision) => decision.await,
+    }
+}
+
+/// A node with a limit of everybody that minds costs and classes.
+fn costly(redis: &Redis, quota: impl Into<Quota>, sharing: Sharing) -> RedisLimits {
+    let level = Level::global("app", quota)
+        .cost(|parts, _| parts.headers["x-cost"].to_str().expect("text").parse().expect("a number"))
+        .shed(|parts, _| if parts.headers["x-class"] == "low" { Class::Low } else { Class::High });
+    let server = RedisServer::open(&redis.url()).expect("valid").timeout(Duration::from_secs(5));
+    RedisLimits::new("test", server).expect("valid").level(level, sharing, Away::Closed)
+}
+
+#[tokio::test]
+async fn a_request_takes_what_it_costs_of_what_all_nodes_share() {
+    for sharing in [Sharing::Exact, Sharing::DenyLocally, Sharing::Leased] {
+        let redis = Redis::start();
+        let nodes = [(); 2].map(|()| costly(&redis, Rate::per_minute(n(1000)), sharing));
+        for node in [0, 1, 0] {
+            ask_for(&nodes[node], 300, "high").await.expect("there is enough");
+        }
+        let error = ask_for(&nodes[1], 300, "high").await.expect_err("a hundred are left");
+        let wait = error.retry_after().expect("a time");
+        assert!(
+            wait <= Duration::from_secs(12) && wait > Duration::from_secs(6),
+            "{wait:?} for 200 of 1000 per minute"
+        );
+        assert_eq!(error.limit().map(|limit| limit.window), Some(Duration::from_secs(60)));
+        let error = ask_for(&nodes[0], 1001, "high").await.expect_err("never");
+        assert_eq!((error.kind(), error.reason()), (Kind::Quota, "cost_above_quota"));
+        assert!(ask_for(&nodes[0], 0, "low").await.is_ok(), "what costs nothing is not limited");
+        let mut admitted = 0;
+        for node in [0, 1].into_iter().cycle().take(40) {
+            admitted += u32::from(ask_for(&nodes[node], 10, "high").await.is_ok());
+        }
+        // Ten fit, but another node may hold a part of it for half a second; and a little drains meanwhile.
+        assert!((5..25).contains(&admitted), "{sharing:?}: {admitted} of 10 each");
+    }
+}
+
+#[tokio::test]
+async fn what_matters_less_is_refused_first_by_all_nodes() {
+    for sharing in [Sharing::Exact, Sharing::DenyLocally, Sharing::Leased] {
+        let redis = Redis::start();
+        let nodes = [(); 2].map(|()| costly(&redis, Rate::per_minute(n(10)), sharing));
+        for node in [0, 1, 0, 1, 0] {
+            ask_for(&nodes[node], 1, "low").await.expect("half of it");
+        }
+        let error = ask_for(&nodes[1], 1, "low").await.expect_err("the rest is for others");
+        assert_eq!(error.reason(), "rate_limited");
+        for node in [0, 1, 0, 1, 0] {
+            eventually("what another node holds comes back", async || ask_for(&nodes[node], 1, "high").await.is_ok())
+                .await;
+        }
+        assert!(ask_for(&nodes[0], 1, "low").await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_request_holds_as_many_places_as_it_costs() {
+    let redis = Redis::start();
+    let nodes = [(); 2].map(|()| costly(&redis, Quota::Concurrency(n(10)), Sharing::Exact));
+    let five = ask_for(&nodes[0], 5, "low").await.expect("half of them");
+    assert_eq!(ask_for(&nodes[1], 1, "low").await.expect_err("six and half").reason(), "concurrency_limited");
+    let four = ask_for(&nodes[1], 4, "high").await.expect("nine");
+    assert!(ask_for(&nodes[0], 2, "high").await.is_err());
+    drop(five);
+    eventually("five places are free", async || ask_for(&nodes[1], 6, "high").await.is_ok()).await;
+    drop(four);
+    eventually("everything is given back", async || redis.command(&["DBSIZE"]) == ":0").await;
 }
 
 #[tokio::test]

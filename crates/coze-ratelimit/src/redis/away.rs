@@ -42,24 +42,27 @@ struct Accounts {
 pub(super) struct Part<'a> {
     pub(super) key: &'a Arc<str>,
     pub(super) terms: Terms,
+    /// What the request takes, and what must fit besides.
+    pub(super) cost: u64,
+    pub(super) rest: u64,
     pub(super) nodes: u64,
 }
 
 impl Shares {
-    /// Takes `cost` of each share, or says which one refuses, and in how many microseconds it, and all of it, fits.
-    pub(super) fn take(&self, parts: &[Part<'_>], cost: u64, now: u64) -> Result<(), (usize, u64, u64)> {
+    /// Takes the cost of each share, or says which one refuses, and in how many microseconds it, and all of it, fits.
+    pub(super) fn take(&self, parts: &[Part<'_>], now: u64) -> Result<(), (usize, u64, u64)> {
         let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         accounts.sweep(SWEEP * parts.len(), now);
         let mut taken = Vec::with_capacity(parts.len());
         let mut refusal = None;
         for (index, part) in parts.iter().enumerate() {
             // A share is the whole limit, of which each request takes as much as there are nodes.
-            let cost = cost * part.nodes;
+            let cost = part.cost * part.nodes;
             let terms = Terms { burst: part.terms.burst.max(cost), window: part.terms.window.max(cost), ..part.terms };
             let place = accounts.place(part.key, terms);
             let account = &mut accounts.of[place].0;
             account.advance(terms, now);
-            let wait = account.wait(terms, cost);
+            let wait = account.wait(terms, cost + part.rest * part.nodes);
             if wait > 0 && refusal.is_none_or(|(_, longest, _)| wait > longest) {
                 refusal = Some((index, wait, account.wait(terms, terms.capacity())));
             }
@@ -101,5 +104,22 @@ impl Accounts {
         let place = entry.index();
         entry.or_insert((Account::default(), terms));
         place
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_takes_its_cost_of_each_share_and_leaves_what_must_be_left() {
+        let (shares, key) = (Shares::default(), Arc::from("key"));
+        let terms = Terms { rate: 100, burst: 100, window: 100, request: 1_000_000 };
+        let take = |cost, rest| shares.take(&[Part { key: &key, terms, cost, rest, nodes: 5 }], 7_000_000).is_ok();
+        // Twenty of a hundred.
+        assert!(take(7, 0) && take(7, 6) && !take(7, 0) && !take(4, 3) && take(4, 2) && !take(1, 2));
+        let another = Arc::from("another");
+        let take = |cost| shares.take(&[Part { key: &another, terms, cost, rest: 0, nodes: 5 }], 7_000_000).is_ok();
+        assert!(take(30) && !take(1), "one that is larger than the share is let through alone");
     }
 }

@@ -29,8 +29,23 @@ pub(super) struct Batch {
     levels: Vec<usize>,
 }
 
-/// A level of a decision: the place of its key, the cost, and how much is to be leased ahead.
-pub(super) type Level = (u64, u64, u64);
+/// A level of a decision.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Level {
+    /// The place of its key.
+    pub(super) key: u64,
+    /// What is taken, and what must fit besides.
+    pub(super) cost: u64,
+    pub(super) rest: u64,
+    /// How much is to be leased ahead.
+    pub(super) ahead: u64,
+}
+
+impl Level {
+    fn numbers(&self) -> [u64; 4] {
+        [self.key, self.cost, self.rest, self.ahead]
+    }
+}
 
 impl Batch {
     pub(super) fn new(node: Arc<str>) -> Self {
@@ -77,16 +92,16 @@ impl Batch {
 
     /// Adds a decision. Says whether it is a further one of the last kind.
     pub(super) fn decide(&mut self, levels: &[Level]) -> bool {
-        let known = self.decisions.get(self.last + 2..).unwrap_or_default().chunks_exact(3);
+        let known = self.decisions.get(self.last + 2..).unwrap_or_default().chunks_exact(4);
         let alike = known.len() == levels.len()
-            && known.zip(levels).all(|(known, (key, cost, ahead))| known[..2] == [*key, *cost] && *ahead == 0);
+            && known.zip(levels).all(|(known, level)| known[..3] == level.numbers()[..3] && level.ahead == 0);
         if alike && !levels.is_empty() {
             self.decisions[self.last] += 1;
             return true;
         }
         self.last = self.decisions.len();
         self.decisions.extend([1, levels.len() as u64]);
-        self.decisions.extend(levels.iter().flat_map(|(key, cost, ahead)| [*key, *cost, *ahead]));
+        self.decisions.extend(levels.iter().flat_map(Level::numbers));
         self.levels.push(levels.len());
         false
     }

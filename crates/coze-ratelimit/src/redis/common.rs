@@ -16,7 +16,7 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{
     account::Terms,
     away::{self, Away, Shares},
-    call::Batch,
+    call::{self, Batch},
     driver::Order,
     known::{Entry, Known},
     limits::Sharing,
@@ -43,8 +43,18 @@ pub(super) struct Gate {
 pub(super) struct Part {
     pub(super) gate: Arc<Gate>,
     pub(super) entry: Arc<Entry>,
+    /// What the request takes, and what must fit besides.
+    pub(super) cost: u32,
+    pub(super) rest: u32,
     /// How much is to be leased.
     pub(super) ahead: u32,
+}
+
+impl Part {
+    /// What must fit.
+    pub(super) fn ask(&self) -> u32 {
+        self.cost.saturating_add(self.rest)
+    }
 }
 
 /// See the module.
@@ -119,7 +129,7 @@ impl Common {
         let mut batch = Batch::new(self.node.clone());
         let terms = Terms { rate: 1_000_000, burst: 1_000_000, window: 1_000_000, request: 1_000_000 };
         let key = batch.rate(&format!("{}probe", prefix(&self.name)).into(), terms, || None);
-        batch.decide(&[(key, 1, 0)]);
+        batch.decide(&[call::Level { key, cost: 1, rest: 0, ahead: 0 }]);
         batch
     }
 
@@ -127,12 +137,7 @@ impl Common {
     ///
     /// # Errors
     /// The refusal.
-    pub(super) fn fall_back(
-        &self,
-        parts: &[Part],
-        cost: u32,
-        sender: &mpsc::WeakSender<Order>,
-    ) -> Result<RedisPermit, Error> {
+    pub(super) fn fall_back(&self, parts: &[Part], sender: &mpsc::WeakSender<Order>) -> Result<RedisPermit, Error> {
         let mut shares = SmallVec::<[(&Part, away::Part<'_>); 3]>::new();
         for part in parts {
             let nodes = match part.gate.away {
@@ -143,17 +148,20 @@ impl Common {
             match part.gate.quota {
                 Quota::Rate(rate) => {
                     let terms = Terms::from(rate);
-                    shares.push((part, away::Part { key: &part.entry.name, terms, nodes: nodes.into() }));
+                    let (cost, rest) = (part.cost.into(), part.rest.into());
+                    shares.push((part, away::Part { key: &part.entry.name, terms, cost, rest, nodes: nodes.into() }));
                 }
-                Quota::Concurrency(limit) if part.entry.lock().have >= u64::from((limit.get() / nodes).max(1)) => {
-                    return Err(part.gate.refusal(1_000_000, 1_000_000));
+                Quota::Concurrency(limit) => {
+                    let share = (limit.get() / nodes).max(1);
+                    if part.entry.lock().have > share.saturating_sub(part.ask()).into() {
+                        return Err(part.gate.refusal(1_000_000, 1_000_000));
+                    }
                 }
-                Quota::Concurrency(_) => {}
             }
         }
         let (parts_of, shares): (SmallVec<[&Part; 3]>, SmallVec<[away::Part<'_>; 3]>) = shares.into_iter().unzip();
         self.shares
-            .take(&shares, cost.into(), self.now())
+            .take(&shares, self.now())
             .map_err(|(index, wait, full)| parts_of[index].gate.refusal(wait, full))?;
         let permit = RedisPermit::hold(parts, sender);
         // Redis does not know of these places: it is told when it is back.
@@ -172,16 +180,17 @@ pub struct RedisPermit {
 struct Place {
     gate: Arc<Gate>,
     entry: Arc<Entry>,
+    cost: u32,
     orders: mpsc::WeakSender<Order>,
 }
 
 impl RedisPermit {
     pub(super) fn hold(parts: &[Part], orders: &mpsc::WeakSender<Order>) -> Self {
         let held = parts.iter().filter(|part| matches!(part.gate.quota, Quota::Concurrency(_)));
-        let places = held.map(|Part { gate, entry, .. }| {
+        let places = held.map(|Part { gate, entry, cost, .. }| {
             let mut state = entry.lock();
-            state.have += 1;
-            Place { gate: gate.clone(), entry: entry.clone(), orders: orders.clone() }
+            state.have += u64::from(*cost);
+            Place { gate: gate.clone(), entry: entry.clone(), cost: *cost, orders: orders.clone() }
         });
         Self { places: places.collect() }
     }
@@ -189,7 +198,7 @@ impl RedisPermit {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.entry.lock().have -= 1;
+        self.entry.lock().have -= u64::from(self.cost);
         self.tell();
     }
 }

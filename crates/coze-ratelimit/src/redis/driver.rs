@@ -41,7 +41,6 @@ pub(super) enum Order {
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) parts: SmallVec<[Part; 3]>,
-    pub(super) cost: u32,
     pub(super) answer: Answer,
 }
 
@@ -69,7 +68,6 @@ struct Round {
 
 struct Group {
     parts: SmallVec<[Part; 3]>,
-    cost: u32,
     answers: Vec<Answer>,
 }
 
@@ -165,8 +163,8 @@ impl Driver {
                         }
                         for order in orders.drain(..) {
                             match order {
-                                Order::Decide(Ask { parts, cost, answer }) => {
-                                    self.fall_back(Group { parts, cost, answers: vec![answer] });
+                                Order::Decide(Ask { parts, answer }) => {
+                                    self.fall_back(Group { parts, answers: vec![answer] });
                                 }
                                 Order::Lease(part) => part.entry.lock().holding.granted(None, 0, 0),
                                 Order::Release(gate, entry) => self.watch(&gate, &entry),
@@ -184,11 +182,11 @@ impl Driver {
     }
 
     fn add(&mut self, round: &mut Round, order: Order) {
-        let (parts, cost, answer) = match order {
+        let (parts, answer): (SmallVec<[Part; 3]>, _) = match order {
             // Who asked is gone: nothing is taken for nobody.
             Order::Decide(ask) if ask.answer.is_closed() && ask.parts.iter().all(|part| part.ahead == 0) => return,
-            Order::Decide(Ask { parts, cost, answer }) => (parts, cost, Some(answer)),
-            Order::Lease(part) => ([part].into_iter().collect(), 0, None),
+            Order::Decide(Ask { parts, answer }) => (parts, Some(answer)),
+            Order::Lease(part) => ([part].into_iter().collect(), None),
             Order::Release(gate, entry) => {
                 // What was said to Redis with an earlier order of this call is the latest.
                 if entry.lock().is_stale {
@@ -200,10 +198,11 @@ impl Driver {
         let mut levels = SmallVec::<[Level; 3]>::new();
         for part in &parts {
             let key = self.header(&mut round.batch, &part.gate, &part.entry, false);
-            levels.push((key, cost.into(), part.ahead.into()));
+            let (cost, rest, ahead) = (part.cost.into(), part.rest.into(), part.ahead.into());
+            levels.push(Level { key, cost, rest, ahead });
         }
         if !round.batch.decide(&levels) {
-            round.groups.push(Group { parts, cost, answers: Vec::new() });
+            round.groups.push(Group { parts, answers: Vec::new() });
         }
         if let Some(group) = round.groups.last_mut() {
             group.answers.extend(answer);
@@ -258,8 +257,8 @@ impl Driver {
                 self.watch(&part.gate, &part.entry);
             }
             let refused = refused.and_then(|index| group.parts.get(index));
-            if let Some(part) = refused.filter(|part| part.gate.denies() && group.cost > 0) {
-                part.entry.lock().holding.refused(group.cost, sent, wait, full);
+            if let Some(part) = refused.filter(|part| part.gate.denies() && part.cost > 0) {
+                part.entry.lock().holding.refused(part.ask(), sent, wait, full);
             }
             for (index, answer) in group.answers.into_iter().enumerate() {
                 let outcome = match refused {
@@ -294,7 +293,7 @@ impl Driver {
             }
         }
         for answer in group.answers.into_iter().filter(|answer| !answer.is_closed()) {
-            let _ = answer.send(self.common.fall_back(&group.parts, group.cost, &self.sender));
+            let _ = answer.send(self.common.fall_back(&group.parts, &self.sender));
         }
     }
 }

@@ -94,16 +94,16 @@ impl Holding {
         !self.asked && self.size >= AHEAD_OF_TIME && left() <= u64::from(self.size / 2)
     }
 
-    /// How much to ask for: as much as is spent in [`SPENT_WITHIN`] at the pace since the last time, at most `most`. Zero if
-    /// a lease is being asked for already.
-    pub(crate) fn ask(&mut self, now: u64, most: u32) -> u32 {
+    /// How much to ask for: as much as is spent in [`SPENT_WITHIN`] at the pace since the last time, but enough for one more request of
+    /// this cost, and at most `most`. Zero if a lease is being asked for already.
+    pub(crate) fn ask(&mut self, cost: u32, now: u64, most: u32) -> u32 {
         if self.asked {
             return 0;
         }
         let pace = self.used.saturating_mul(SPENT_WITHIN) / now.saturating_sub(self.began).max(1);
         let pace = u32::try_from(pace).unwrap_or(u32::MAX);
         let most = most.max(1);
-        self.size = pace.clamp(self.size / 2, self.size.saturating_mul(4)).clamp(1, most);
+        self.size = pace.clamp(self.size / 2, self.size.saturating_mul(4)).clamp(cost.clamp(1, most), most);
         (self.asked, self.began, self.used) = (true, now, 0);
         self.size
     }

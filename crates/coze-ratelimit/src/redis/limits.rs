@@ -34,8 +34,6 @@ const MAX_WAITING: usize = 16_384;
 const MAX_KEY: usize = 256;
 /// A node leases at most this part of what fits at once.
 const LARGEST_LEASE: u64 = 4;
-/// A request costs one.
-const COST: u32 = 1;
 
 /// How the nodes share a rate. Levels of concurrency are always exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -152,7 +150,11 @@ impl Policy for RedisLimits {
         let mut asked = Asked { parts: SmallVec::new(), reserved: SmallVec::new(), inner: self.inner.clone() };
         for gate in &self.gates {
             let Some(key) = gate.level.key(parts, context) else { continue };
-            if let Err(error) = asked.level(gate, &key, now) {
+            let (cost, rest) = gate.level.cost_and_rest(&gate.quota, parts, context);
+            if cost == 0 {
+                continue;
+            }
+            if let Err(error) = asked.level(gate, &key, (cost, rest), now) {
                 asked.unask();
                 return Decision::Now(Err(asked.undo(error)));
             }
@@ -161,7 +163,7 @@ impl Policy for RedisLimits {
             return Decision::Now(Ok(RedisPermit::default()));
         }
         let (answer, decision) = oneshot::channel();
-        let order = Order::Decide(Ask { parts: asked.parts.clone(), cost: COST, answer });
+        let order = Order::Decide(Ask { parts: asked.parts.clone(), answer });
         if self.is_away() || self.inner.orders().try_send(order).is_err() {
             asked.unask();
             return Decision::Now(asked.fall_back());
@@ -174,21 +176,25 @@ impl Policy for RedisLimits {
 struct Asked {
     /// The levels that Redis decides about.
     parts: SmallVec<[Part; 3]>,
-    /// Where it was counted in a lease.
-    reserved: SmallVec<[Arc<Entry>; 3]>,
+    /// Where it was counted in a lease, and how much.
+    reserved: SmallVec<[(Arc<Entry>, u32); 3]>,
     inner: Arc<Inner>,
 }
 
 impl Asked {
     /// # Errors
     /// The refusal of a level that knows that it is over.
-    fn level(&mut self, gate: &Arc<Gate>, key: &KeyRef<'_>, now: u64) -> Result<(), Error> {
+    fn level(&mut self, gate: &Arc<Gate>, key: &KeyRef<'_>, (cost, rest): (u32, u32), now: u64) -> Result<(), Error> {
+        if cost > gate.quota.most() {
+            return Err(gate.refusal(u64::MAX, 0));
+        }
+        let part = |entry, ahead| Part { gate: gate.clone(), entry, cost, rest, ahead };
         let name = || name(&self.inner.common.name, gate.level.name, key);
         let is_long = key.id.len() > MAX_KEY;
         let concurrency = matches!(gate.quota, Quota::Concurrency(_));
         if gate.sharing == Sharing::Exact && !concurrency {
             let entry = if is_long { gate.others.clone() } else { Entry::new(name()) };
-            self.parts.push(Part { gate: gate.clone(), entry, ahead: 0 });
+            self.parts.push(part(entry, 0));
             return Ok(());
         }
         let known = if is_long { None } else { gate.known.get(key, now, name) };
@@ -196,7 +202,7 @@ impl Asked {
             Some(entry) => entry,
             None if is_long || concurrency => gate.others.clone(),
             None => {
-                self.parts.push(Part { gate: gate.clone(), entry: Entry::new(name()), ahead: 0 });
+                self.parts.push(part(Entry::new(name()), 0));
                 return Ok(());
             }
         };
@@ -204,23 +210,24 @@ impl Asked {
         if let Quota::Rate(rate) = gate.quota {
             let most = u32::try_from(Terms::from(rate).capacity() / LARGEST_LEASE).unwrap_or(u32::MAX);
             let mut state = entry.lock();
-            if let Some((wait, full)) = state.holding.over(COST, now) {
+            if let Some((wait, full)) = state.holding.over(cost.saturating_add(rest), now) {
                 return Err(gate.refusal(wait, full));
             }
-            if gate.sharing == Sharing::Leased {
-                if state.holding.spend(COST, now) {
-                    let next = state.holding.is_low(now).then(|| state.holding.ask(now, most));
+            // Whether the rest fits too, no lease tells.
+            if gate.sharing == Sharing::Leased && rest == 0 {
+                if state.holding.spend(cost, now) {
+                    let next = state.holding.is_low(now).then(|| state.holding.ask(cost, now, most));
                     drop(state);
                     if let Some(ahead) = next {
-                        self.lease(Part { gate: gate.clone(), entry: entry.clone(), ahead });
+                        self.lease(Part { cost: 0, ..part(entry.clone(), ahead) });
                     }
-                    self.reserved.push(entry);
+                    self.reserved.push((entry, cost));
                     return Ok(());
                 }
-                ahead = state.holding.ask(now, most);
+                ahead = state.holding.ask(cost, now, most);
             }
         }
-        self.parts.push(Part { gate: gate.clone(), entry, ahead });
+        self.parts.push(part(entry, ahead));
         Ok(())
     }
 
@@ -235,11 +242,11 @@ impl Asked {
     /// The refusal.
     fn fall_back(&self) -> Result<RedisPermit, Error> {
         let orders = self.inner.orders().downgrade();
-        self.inner.common.fall_back(&self.parts, COST, &orders).map_err(|error| self.undo(error))
+        self.inner.common.fall_back(&self.parts, &orders).map_err(|error| self.undo(error))
     }
 
     fn undo(&self, error: Error) -> Error {
-        self.reserved.iter().for_each(|entry| entry.lock().holding.undo(COST));
+        self.reserved.iter().for_each(|(entry, cost)| entry.lock().holding.undo(*cost));
         error
     }
 

@@ -3,8 +3,8 @@
 -- ARGV: the node; for each key its header; then the decisions.
 --   rate         1, rate, burst, window, units of a request, number of settlements, (slot, spent, returned) of each
 --   concurrency  2, limit, number of the call, how many this node has
---   decision     how many alike, number of levels, (key, cost, requests to lease) of each; the keys differ, and no cost is above
---                what ever fits
+--   decision     how many alike, number of levels, (key, cost, rest, requests to lease) of each: the cost fits if the rest fits
+--                besides, or nothing is used; the keys differ, and no cost is above what ever fits
 -- Reply: the slot in which leases of this call end, the microseconds until then; then for each decision
 --   how many were admitted (the first ones), what remains, microseconds until another one fits, microseconds until all fit,
 --   the level that refused (0 for none), and what was leased of each level.
@@ -87,7 +87,7 @@ end
 
 local function wait(key, cost)
     if key.limit then
-        return key.have + cost <= key.limit and 0 or TRY
+        return key.others + key.have <= math.max(0, key.limit - cost) and 0 or TRY
     end
     local a = key.account
     local base = div(a[1], SLICE)
@@ -115,11 +115,17 @@ end
 
 local function room(key)
     if key.limit then
-        return math.max(0, key.limit - key.have)
+        return math.max(0, key.limit - key.others - key.have)
     end
     local a = key.account
     local bucket = div(math.max(0, key.burst * key.request - a[2]), key.request)
     return math.min(math.max(0, bucket - sum(a, CURRENT + 1)), math.max(0, key.window - sum(a, 3)))
+end
+
+-- How many of this cost fit one after another.
+local function count(level)
+    local fit = div(math.max(0, room(level.key) - level.rest), level.cost)
+    return math.max(fit, wait(level.key, level.cost + level.rest) == 0 and 1 or 0)
 end
 
 local node = text()
@@ -138,6 +144,7 @@ for i, name in ipairs(KEYS) do
         end
     else
         key.limit, key.call, key.have = number(), number(), number()
+        key.others = 0
         local stored = redis.call('HGETALL', name)
         for field = 1, #stored, 2 do
             local have, till, call = cmsgpack.unpack(stored[field + 1])
@@ -145,12 +152,12 @@ for i, name in ipairs(KEYS) do
                 -- A call that was overtaken by a later one of the same node.
                 key.late = call > key.call
             elseif till > clock then
-                key.limit = key.limit - have
+                key.others = key.others + have
             else
                 redis.call('HDEL', name, stored[field])
             end
         end
-        key.limit = key.late and key.have or key.limit
+        key.others = key.late and key.limit or key.others
         key.changed = not key.late
     end
 end
@@ -160,13 +167,13 @@ local reply = {slot, slot * SLICE - clock}
 while argument < #ARGV do
     local alike, levels = number(), {}
     for i = 1, number() do
-        levels[i] = {key = keys[number()], cost = number(), ahead = number()}
+        levels[i] = {key = keys[number()], cost = number(), rest = number(), ahead = number()}
     end
     -- As many as fit of each level are admitted, at once: that is the same as one after another.
     local admitted, longest, full, refused = alike, 0, 0, 0
     for _, level in ipairs(levels) do
         if level.cost > 0 then
-            admitted = math.min(admitted, div(room(level.key), level.cost))
+            admitted = math.min(admitted, count(level))
         end
     end
     for _, level in ipairs(levels) do
@@ -181,7 +188,7 @@ while argument < #ARGV do
     if admitted < alike then
         longest = -1
         for i, level in ipairs(levels) do
-            local this = wait(level.key, level.cost)
+            local this = wait(level.key, level.cost + level.rest)
             if this > longest then
                 longest, refused = this, i
             end

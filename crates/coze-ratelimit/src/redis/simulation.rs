@@ -79,8 +79,8 @@ struct Pending {
     sent: u64,
     keys: Vec<Key>,
     levels: Vec<(usize, Level)>,
-    /// Where a lease was spent already.
-    reserved: Vec<usize>,
+    /// Where a lease was spent already, and how much of it.
+    reserved: Vec<(usize, u32)>,
     answer: Option<(u64, u64, Vec<Verdict>)>,
 }
 
@@ -191,24 +191,29 @@ impl Simulation {
         let now = self.local(node);
         // Half of them come from somebody without a limit of their own.
         let user = self.random.usize(1..2 * KEYS.len());
-        let (mut reserved, mut levels) = (Vec::new(), Vec::new());
+        // Some cost more, and some matter less: then a quarter must be left besides.
+        let cost = if self.random.u8(0..8) == 0 { self.random.u32(2..6) } else { 1 };
+        let is_low = self.random.u8(0..8) == 0;
+        let (mut reserved, mut levels) = (Vec::<(usize, u32)>::new(), Vec::<(usize, Level)>::new());
         for name in [0, user].into_iter().filter(|name| *name < KEYS.len()) {
             let (terms, sharing) = KEYS[name];
+            let rest = if is_low { u32::try_from(terms.capacity() / 4).expect("small") } else { 0 };
             let holding = &mut self.nodes[node].holdings[name];
-            if holding.over(1, now).is_some() {
-                reserved.iter().for_each(|name: &usize| self.nodes[node].holdings[*name].undo(1));
-                levels
-                    .iter()
-                    .for_each(|(name, _): &(usize, Level)| self.nodes[node].holdings[*name].granted(None, 0, 0));
+            if holding.over(cost + rest, now).is_some() {
+                reserved.iter().for_each(|(name, cost)| self.nodes[node].holdings[*name].undo(*cost));
+                let asked = levels.iter().filter(|(_, level)| level.ahead > 0);
+                asked.for_each(|(name, _)| self.nodes[node].holdings[*name].granted(None, 0, 0));
                 return;
             }
-            if sharing == Sharing::Leased && holding.spend(1, now) {
-                reserved.push(name);
+            let may_lease = sharing == Sharing::Leased && rest == 0;
+            if may_lease && holding.spend(cost, now) {
+                reserved.push((name, cost));
                 continue;
             }
             let most = u32::try_from(terms.capacity() / 4).expect("small");
-            let ahead = if sharing == Sharing::Leased { holding.ask(now, most) } else { 0 };
-            levels.push((name, (levels.len() as u64 + 1, 1, ahead.into())));
+            let ahead = if may_lease { holding.ask(cost, now, most) } else { 0 };
+            let (key, ahead) = (levels.len() as u64 + 1, ahead.into());
+            levels.push((name, Level { key, cost: cost.into(), rest: rest.into(), ahead }));
         }
         if levels.is_empty() {
             self.leased += 1;
@@ -218,11 +223,13 @@ impl Simulation {
         }
     }
 
-    fn admit(&mut self, names: &[usize]) {
-        names.iter().for_each(|name| self.witnesses[*name].admitted.push(self.now));
+    fn admit(&mut self, spent: &[(usize, u32)]) {
+        for (name, cost) in spent {
+            self.witnesses[*name].admitted.extend((0..*cost).map(|_| self.now));
+        }
     }
 
-    fn send(&mut self, node: usize, levels: Vec<(usize, Level)>, reserved: Vec<usize>, give_back: bool) {
+    fn send(&mut self, node: usize, levels: Vec<(usize, Level)>, reserved: Vec<(usize, u32)>, give_back: bool) {
         let now = self.local(node);
         let keys = levels.iter().map(|(name, _)| Key {
             name: *name,
@@ -250,10 +257,10 @@ impl Simulation {
         let verdict = &answer.2[0];
         let mut granted = [0; KEYS.len()];
         for ((name, level), leased) in pending.levels.iter().zip(&verdict.leased) {
-            granted[*name] += level.1 * verdict.admitted + leased;
+            granted[*name] += level.cost * verdict.admitted + leased;
         }
-        let admitted: Vec<usize> =
-            pending.levels.iter().filter(|(_, level)| level.1 > 0).map(|(name, _)| *name).collect();
+        let spent = |(name, level): &(usize, Level)| (*name, u32::try_from(level.cost).expect("small"));
+        let admitted: Vec<_> = pending.levels.iter().map(spent).collect();
         let admitted = if verdict.admitted > 0 { admitted } else { Vec::new() };
         pending.answer = Some(answer);
         self.changes.push((self.now, self.master.clone(), granted));
@@ -271,29 +278,30 @@ impl Simulation {
         }
         let Some((slot, valid, verdicts)) = pending.answer else {
             // The call may still come to the master: then it decides for nobody.
-            for (name, level) in pending.levels.iter().filter(|(_, level)| level.2 > 0) {
-                let _ = level;
+            for (name, _) in pending.levels.iter().filter(|(_, level)| level.ahead > 0) {
                 node.holdings[*name].granted(None, 0, 0);
             }
-            pending.reserved.iter().for_each(|name| node.holdings[*name].undo(1));
+            pending.reserved.iter().for_each(|(name, cost)| node.holdings[*name].undo(*cost));
             let late = Pending { reserved: Vec::new(), life: 0, answer: None, ..pending };
             self.pending.insert(id, late);
             return;
         };
         let verdict = &verdicts[0];
-        for ((name, level), leased) in pending.levels.iter().zip(&verdict.leased).filter(|((_, level), _)| level.2 > 0)
+        for ((name, level), leased) in
+            pending.levels.iter().zip(&verdict.leased).filter(|((_, level), _)| level.ahead > 0)
         {
             let _ = level;
             node.holdings[*name].granted(Some((slot, *leased)), pending.sent, valid);
         }
-        let costs = pending.levels.iter().any(|(_, level)| level.1 > 0);
+        let costs = pending.levels.iter().any(|(_, level)| level.cost > 0);
         match verdict.refused {
             Some(index) if costs => {
-                let name = pending.levels[index].0;
+                let (name, Level { cost, rest, .. }) = pending.levels[index];
                 if KEYS[name].1 != Sharing::Exact {
-                    node.holdings[name].refused(1, pending.sent, verdict.wait, verdict.full);
+                    let asked = u32::try_from(cost + rest).expect("small");
+                    node.holdings[name].refused(asked, pending.sent, verdict.wait, verdict.full);
                 }
-                pending.reserved.iter().for_each(|name| node.holdings[*name].undo(1));
+                pending.reserved.iter().for_each(|(name, cost)| node.holdings[*name].undo(*cost));
             }
             // What was spent of a lease was spent for this.
             _ => self.admit(&pending.reserved),
@@ -307,10 +315,10 @@ impl Simulation {
             let most = u32::try_from(terms.capacity() / 4).expect("small");
             let holding = &mut self.nodes[node].holdings[name];
             if holding.is_due(now + 220_000) {
-                self.send(node, vec![(name, (1, 0, 0))], Vec::new(), true);
+                self.send(node, vec![(name, Level { key: 1, cost: 0, rest: 0, ahead: 0 })], Vec::new(), true);
             } else if holding.is_low(now) {
-                let ahead = holding.ask(now, most).into();
-                self.send(node, vec![(name, (1, 0, ahead))], Vec::new(), false);
+                let ahead = holding.ask(1, now, most).into();
+                self.send(node, vec![(name, Level { key: 1, cost: 0, rest: 0, ahead })], Vec::new(), false);
             }
         }
     }

@@ -63,19 +63,19 @@ pub(crate) fn call(
     }
     let mut verdicts = Vec::new();
     for (alike, levels) in decisions {
-        let places: Vec<_> = levels.iter().map(|level| usize::try_from(level.0).expect("small") - 1).collect();
+        let places: Vec<_> = levels.iter().map(|level| usize::try_from(level.key).expect("small") - 1).collect();
         let (mut admitted, mut longest, mut refused) = (0, 0, None);
         while admitted < *alike && refused.is_none() {
             for (index, (place, level)) in places.iter().zip(levels).enumerate() {
-                let wait = loaded[*place].0.wait(keys[*place].terms, level.1);
+                let wait = loaded[*place].0.wait(keys[*place].terms, level.cost + level.rest);
                 if wait > longest {
                     (longest, refused) = (wait, Some(index));
                 }
             }
             if refused.is_none() {
                 for (place, level) in places.iter().zip(levels) {
-                    loaded[*place].0.take(keys[*place].terms, level.1);
-                    loaded[*place].1 |= level.1 > 0;
+                    loaded[*place].0.take(keys[*place].terms, level.cost);
+                    loaded[*place].1 |= level.cost > 0;
                 }
                 admitted += 1;
             }
@@ -87,7 +87,7 @@ pub(crate) fn call(
         let (mut leased, mut remaining) = (SmallVec::new(), u64::MAX);
         for (place, level) in places.iter().zip(levels) {
             let (account, changed) = &mut loaded[*place];
-            let granted = account.lease(keys[*place].terms, if refused.is_none() { level.2 } else { 0 });
+            let granted = account.lease(keys[*place].terms, if refused.is_none() { level.ahead } else { 0 });
             *changed |= granted > 0;
             leased.push(granted);
             remaining = remaining.min(account.room(keys[*place].terms));
@@ -163,7 +163,9 @@ async fn the_script_and_the_account_decide_alike() {
                 .into_iter()
                 .map(|name| {
                     let cost = random.u64(0..4).min(terms[name].capacity());
-                    (name as u64 + 1, cost, random.u64(0..9) * u64::from(random.bool()))
+                    // What must be left besides may be more than there ever is: then the first one still fits.
+                    let rest = random.u64(0..terms[name].capacity() + 3) * u64::from(random.u8(0..4) == 0 && cost > 0);
+                    Level { key: name as u64 + 1, cost, rest, ahead: random.u64(0..9) * u64::from(random.bool()) }
                 })
                 .collect();
             for _ in 0..random.u64(1..5) {
@@ -199,7 +201,8 @@ async fn every_key_expires_when_it_is_as_good_as_new() {
     let mut batch = Batch::new("node".into());
     let rate = batch.rate(&"{t}rate".into(), terms, || None);
     let places = batch.concurrency(&"{t}places".into(), 3, || (1, 1));
-    batch.decide(&[(rate, 2, 0), (places, 1, 0)]);
+    let level = |key, cost| Level { key, cost, rest: 0, ahead: 0 };
+    batch.decide(&[level(rate, 2), level(places, 1)]);
     let reply = batch.run(&mut connection).await.expect("the script is loaded when it is not there");
     assert_eq!((reply.verdicts[0].admitted, reply.verdicts[0].remaining), (1, 0));
     let ttl = |key: &str| redis.command(&["PTTL", key])[1..].parse::<u64>().expect("a time");
