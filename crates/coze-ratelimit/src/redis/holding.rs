@@ -103,7 +103,7 @@ impl Holding {
         let pace = self.used.saturating_mul(SPENT_WITHIN) / now.saturating_sub(self.began).max(1);
         let pace = u32::try_from(pace).unwrap_or(u32::MAX);
         let most = most.max(1);
-        self.size = pace.clamp(self.size / 2, self.size.saturating_mul(4)).clamp(cost.clamp(1, most), most);
+        self.size = pace.clamp(self.size / 2, self.size.saturating_mul(4)).clamp(cost.min(most), most);
         (self.asked, self.began, self.used) = (true, now, 0);
         self.size
     }

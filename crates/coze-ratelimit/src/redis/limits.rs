@@ -213,8 +213,8 @@ impl Asked {
             if let Some((wait, full)) = state.holding.over(cost.saturating_add(rest), now) {
                 return Err(gate.refusal(wait, full));
             }
-            // Whether the rest fits too, no lease tells.
-            if gate.sharing == Sharing::Leased && rest == 0 {
+            // No lease is large enough, or tells whether the rest fits too.
+            if gate.sharing == Sharing::Leased && cost <= most.max(1) && rest == 0 {
                 if state.holding.spend(cost, now) {
                     let next = state.holding.is_low(now).then(|| state.holding.ask(cost, now, most));
                     drop(state);
