@@ -15,15 +15,16 @@ use coze_auth::{AuthLayer, Bearer, Renewing, Token};
 use coze_core::{BoxError, Context, Error, Kind, TenantId};
 use coze_errmap::{Classifier, ErrMapLayer};
 use coze_observe::{ObserveLayer, Outbound};
-use coze_ratelimit::{Limits, RateLimitLayer};
+use coze_ratelimit::{Limits, Pace, PaceLevel, PlatformPlan, RateLimitLayer};
 use coze_retry::{RetryLayer, Row, Standard, Wait};
-use coze_sim::{BOT, Config, Fault, FaultKind, Sim, TOKEN};
+use coze_sim::{BOT, Config, Fault, FaultKind, Sim, TOKEN, WORKFLOW};
 use coze_tenant::{Propagate, TenantLayer};
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde_json::Value;
+use tokio::task::JoinSet;
 use tower::{Service, ServiceBuilder, ServiceExt};
 
 /// The whole stack of the way out, with the delays of the table left out. `tokens` are the ones it gets, one after the other.
@@ -202,4 +203,35 @@ async fn a_stale_token_is_replaced_once_and_the_call_sent_again_once() {
     let error = out_stack(&["pat_stale", "pat_stale_too"]).oneshot(bot(&sim)).await.err().expect("both are stale");
     assert_eq!(Error::find(&*error).map(Error::kind), Some(Kind::Unauthenticated));
     assert_eq!(sim.counts().requests("GET /v1/bots/:bot_id"), 4, "not a third time");
+}
+
+#[tokio::test]
+async fn a_client_paced_by_the_plan_is_refused_nowhere_and_another_one_is() {
+    // The free plan's: 20 chats and 50 runs of workflows a second.
+    let limits = coze_sim::Limits { status: 429, ..coze_sim::Limits::default() };
+    let refused = async |pace: Pace| {
+        let sim = Sim::start(Config { limits: limits.clone(), ..Config::default() }).await.expect("a free port");
+        let client = ServiceBuilder::new()
+            .layer(RateLimitLayer::new(pace))
+            .layer(AuthLayer::new(Bearer::new(Renewing::new(|| ready(Token::bearer(TOKEN))))))
+            .layer(ErrMapLayer::new(Classifier::new()))
+            .service(Client::builder(TokioExecutor::new()).build_http());
+        let chat = format!(r#"{{"bot_id":"{BOT}","user_id":"u1"}}"#);
+        let run = format!(r#"{{"workflow_id":"{WORKFLOW}"}}"#);
+        let calls = (0..150).map(|number| match number < 50 {
+            true => call(&sim, "POST", "/v3/chat", &chat),
+            false => call(&sim, "POST", "/v1/workflow/run", &run),
+        });
+        let answers: JoinSet<_> = calls.map(|call| client.clone().oneshot(call)).collect();
+        let answers = answers.join_all().await;
+        let failed = answers.into_iter().filter_map(Result::err).map(|error| {
+            let error = Error::find(&*error).expect("ours");
+            assert_eq!((error.kind(), error.platform().map(|platform| platform.code)), (Kind::Overloaded, Some(4009)));
+        });
+        failed.count()
+    };
+    // Models are asked for less than a minute, which this does not last.
+    let paced = Pace::platform(PlatformPlan::Free).level(PaceLevel::new("model", None));
+    assert_eq!(refused(paced).await, 0);
+    assert!(refused(Pace::new()).await > 50);
 }

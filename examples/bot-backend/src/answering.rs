@@ -35,6 +35,8 @@ const CANCEL: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(1);
 /// The reasons of ours for which a call to the platform is given up in its middle.
 const ABANDONED: [&str; 3] = ["answer_timeout", "cancelled", "stopping"];
+/// First and longest wait for the end of a chat that another node runs in the conversation.
+const RUNNING: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(8)];
 /// Time by which a message that was received may be late in being answered before another try may begin.
 const MARGIN: Duration = Duration::from_secs(30);
 
@@ -180,18 +182,27 @@ impl App {
             send(pieces, Piece::Delta(message.content.clone())).await;
             return Ok(Answer { content: message.content.clone(), usage: Default::default() });
         };
-        let known = self.platform_conversation(message).await?;
-        let sent = Instant::now();
-        let ended = match self.chat(platform, context, message, known.as_deref(), pieces, progress).await {
-            // The platform forgot the conversation, and nothing has run: it goes on in a new one.
-            Err(error) if known.is_some() && error.reason() == "conversation_not_found" => {
-                tracing::warn!(message_id = message.id, "the platform does not know the conversation any more");
-                self.sessions.remove(message).await?;
-                self.chat(platform, context, message, None, pieces, progress).await
+        let mut known = self.platform_conversation(message).await?;
+        let [mut wait, longest] = RUNNING;
+        loop {
+            let sent = Instant::now();
+            match self.chat(platform, context, message, known.as_deref(), pieces, progress).await {
+                // The platform forgot the conversation, and nothing has run: it goes on in a new one.
+                Err(error) if known.is_some() && error.reason() == "conversation_not_found" => {
+                    tracing::warn!(message_id = message.id, "the platform does not know the conversation any more");
+                    self.sessions.remove(message).await?;
+                    known = None;
+                }
+                // Here none runs: another node's does, whose end the deadline lets us wait for.
+                Err(error) if error.reason() == "chat_running" => {
+                    tracing::info!(message_id = message.id, ?wait, "another chat runs in the conversation");
+                    progress.is_asked.store(false, Ordering::Relaxed);
+                    sleep(wait).await;
+                    wait = longest.min(2 * wait);
+                }
+                ended => return ended.inspect_err(|error| platform.heard(context, sent, error)),
             }
-            ended => ended,
-        };
-        ended.inspect_err(|error| platform.heard(context, sent, error))
+        }
     }
 
     async fn chat(

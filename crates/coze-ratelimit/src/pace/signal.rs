@@ -37,8 +37,11 @@ pub(crate) fn heard(answer: Result<&response::Parts, &BoxError>) -> Answer {
 /// Whether an error is a refusal because of too many calls: coze-errmap has said so by its kind.
 pub(crate) fn refusal(error: &Error) -> Answer {
     let code = error.platform().map(|platform| platform.code);
-    let is_ours = code.is_none() && error.limit().is_some_and(|limit| limit.name != Limit::PLATFORM);
-    let wait = error.retry_after().map(nanos);
+    let limit = error.limit();
+    let is_ours = code.is_none() && limit.is_some_and(|limit| limit.name != Limit::PLATFORM);
+    // What the platform's headers say of a limit counts where it does not say when to come back.
+    let reset = limit.filter(|limit| limit.name == Limit::PLATFORM && limit.remaining == 0).map(|limit| limit.reset);
+    let wait = error.retry_after().or(reset.filter(|reset| !reset.is_zero())).map(nanos);
     match error.kind() {
         // A limit of our own, further in, says nothing of the platform's.
         _ if is_ours => Answer::Nothing,
@@ -99,6 +102,15 @@ mod tests {
         assert_eq!(heard(Err(&error)), Answer::Nothing);
         let error: BoxError = says(Kind::RateLimited, None).with_limit(limit(Limit::PLATFORM)).into();
         assert_eq!(heard(Err(&error)), Answer::Refused(429, Signal::Slow(None)));
+        // Unless it says when to come back, its headers say when there is room again.
+        let full = Limit { reset: Duration::from_secs(9), ..limit(Limit::PLATFORM) };
+        let some = Limit { remaining: 1, ..full };
+        for (limit, wait, expected) in [(full, None, Some(9)), (full, Some(2), Some(2)), (some, None, None)] {
+            let error = says(Kind::RateLimited, Some(429)).with_limit(limit);
+            let error = wait.into_iter().fold(error, |error, wait| error.with_retry_after(Duration::from_secs(wait)));
+            let expected = Signal::Slow(expected.map(|seconds: u64| seconds * 1_000_000_000));
+            assert_eq!(heard(Err(&error.into())), Answer::Refused(429, expected));
+        }
     }
 
     #[test]

@@ -93,6 +93,22 @@ async fn more_than_so_many_do_not_wait_and_whoever_goes_away_does_not() {
     assert!(timeout(Duration::from_millis(1), second.join_next()).await.is_err(), "it runs");
 }
 
+#[tokio::test]
+async fn a_chat_that_another_node_runs_in_the_conversation_is_waited_for() {
+    let world = World::start().await;
+    let running = || FaultKind::Code { code: 4016, msg: "busy".into(), status: 200, headers: Default::default() };
+    for bot in [BOT, POLLING] {
+        world.sim.clear_counts();
+        world.fault("/v3/chat", running());
+        assert_eq!(world.send(bot, "hello").await.status, 200);
+        assert_eq!((world.chats("4016"), world.chats("0")), (1, 1));
+    }
+    let late = World::with(Config::default(), |config| config.http.request_timeout = Duration::from_millis(500)).await;
+    late.fault("/v3/chat", running());
+    assert_eq!(late.send(BOT, "hello").await.status, 504);
+    assert_eq!((late.chats("4016"), late.chats("0")), (1, 0));
+}
+
 /// So many messages at once, each in a conversation of its own: how many were answered.
 async fn many(world: &World, messages: usize) -> usize {
     let mut all = JoinSet::new();
