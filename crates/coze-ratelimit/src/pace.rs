@@ -30,6 +30,7 @@ pub use level::{PaceLevel, PaceRate};
 pub use plan::PlatformPlan;
 pub use turn::{PaceFuture, PacePermit};
 
+use plan::CALL_CODES;
 use signal::Answer;
 use state::{Place, Places, State};
 
@@ -49,15 +50,18 @@ use state::{Place, Places, State};
 /// ```
 /// use std::num::NonZeroU32;
 ///
-/// use coze_ratelimit::{Pace, PaceLevel, PaceRate, PlatformPlan, RateLimitLayer};
+/// use coze_ratelimit::{Pace, PaceRate, PlatformPlan, RateLimitLayer};
 ///
 /// // What the plan allows, and never more than 50 calls a second of any kind.
-/// let fifty = PaceRate::per_second(const { NonZeroU32::new(50).unwrap() });
-/// let pace = Pace::platform(PlatformPlan::Team).level(PaceLevel::new("app", fifty));
+/// # fn main() -> Result<(), coze_core::Error> {
+/// let pace = Pace::platform(PlatformPlan::Team);
+/// pace.set("app", Some(PaceRate::per_second(const { NonZeroU32::new(50).unwrap() })))?;
 /// let layer = RateLimitLayer::new(pace.clone());
 /// # let _ = layer;
 /// // Nine tenths of them, so that they do not arrive as more.
 /// assert!(pace.per_second("app").is_some_and(|calls| (calls - 45.0).abs() < 0.01));
+/// # Ok(())
+/// # }
 /// ```
 #[derive(Clone, Debug)]
 pub struct Pace {
@@ -90,11 +94,11 @@ impl Pace {
         Self { shared: Arc::new(shared), levels: Arc::default(), max_wait: Duration::from_secs(10) }
     }
 
-    /// The limits of a plan of the platform ([`PlatformPlan::levels`]), and `app`: all calls, without a limit until a refusal is
-    /// heard that is about no other level.
+    /// The limits of a plan of the platform ([`PlatformPlan::levels`]), and `app`: all calls, without a limit unless [`Pace::set`]
+    /// gives it one, and paused where a call of no other level is refused (429, 4009).
     #[must_use]
     pub fn platform(plan: PlatformPlan) -> Self {
-        plan.levels().into_iter().fold(Self::new(), Self::level).level(PaceLevel::new("app", None))
+        plan.levels().into_iter().fold(Self::new(), Self::level).level(PaceLevel::new("app", None).hears(CALL_CODES))
     }
 
     /// Adds a level, in the place of the one that has its name, else after the others. Best done before the first clone, which does

@@ -180,6 +180,16 @@ async fn a_refusal_slows_down_the_level_it_is_about_and_no_other() {
     let took = began.elapsed();
     assert!(took < Duration::from_millis(125), "180 a second: {took:?}");
 
+    // What is said of a chat that is looked at is not about looking: whoever began it tells (`Pace::heard`).
+    for (code, kind) in [(702_112_103, Kind::RateLimited), (4028, Kind::Quota)] {
+        let pace = Pace::platform(PlatformPlan::Team);
+        let look = || request("b", "/v3/chat/retrieve");
+        call(&pace, &Counting { code, kind, ..Counting::new(0) }, look()).await.expect_err("refused");
+        let began = Instant::now();
+        call(&pace, &fine, look()).await.expect("at once");
+        assert_eq!((rates(&pace)[0], began.elapsed()), (180.0, Duration::from_millis(20)));
+    }
+
     for (code, kind, path, level) in [
         (4009, Kind::Overloaded, CHAT, "chat"),
         (4009, Kind::Overloaded, "/v1/workflow/run", "workflow"),

@@ -32,8 +32,12 @@ const UPLOAD: &[&str] = &["POST /v1/files/upload"];
 const MODEL: &[&str] =
     &["POST /v3/chat", "POST /v1/workflow/run", "POST /v1/workflow/stream_run", "POST /v1/workflows/chat"];
 
-/// The platform does not say whether its cap is one on all calls: it is heard as one on the route.
-const ROUTE_CODES: &[i64] = &[429, 4009];
+/// What is said of a call itself. The platform does not say whether its cap is one on all calls: it is heard as one on the route.
+pub(super) const CALL_CODES: &[i64] = &[429, 4009];
+/// The same of what costs credits. When they are used up, what runs already is still looked at, and cancelled.
+const CHAT_CODES: &[i64] = &[429, 4009, 4028];
+/// And of what a workflow uses.
+const WORKFLOW_CODES: &[i64] = &[429, 4009, 4020, 4028, 702_093_018];
 /// What is said of a bot, or of what it uses.
 const BOT_CODES: &[i64] = &[4008, 4020, 702_093_018];
 const MODEL_CODES: &[i64] = &[702_112_103];
@@ -43,11 +47,11 @@ type Row = (&'static str, &'static [&'static str], &'static [i64], fn(NonZeroU32
 
 #[rustfmt::skip]
 const LEVELS: &[Row] = &[
-    // name      routes    hears        a                        free  pro_personal  team  enterprise
-    ("chat",     CHAT,     ROUTE_CODES, PaceRate::per_second, [    20,          100,  200,        500]),
-    ("workflow", WORKFLOW, ROUTE_CODES, PaceRate::per_second, [    50,          100,  200,        500]),
-    ("upload",   UPLOAD,   ROUTE_CODES, PaceRate::per_second, [    10,           10,   20,         20]),
-    ("model",    MODEL,    MODEL_CODES, PaceRate::per_minute, [   300,         1000, 5000,     12_000]),
+    // name      routes    hears           a                        free  pro_personal  team  enterprise
+    ("chat",     CHAT,     CHAT_CODES,     PaceRate::per_second, [    20,          100,  200,        500]),
+    ("workflow", WORKFLOW, WORKFLOW_CODES, PaceRate::per_second, [    50,          100,  200,        500]),
+    ("upload",   UPLOAD,   CALL_CODES,     PaceRate::per_second, [    10,           10,   20,         20]),
+    ("model",    MODEL,    MODEL_CODES,    PaceRate::per_minute, [   300,         1000, 5000,     12_000]),
 ];
 
 impl PlatformPlan {
@@ -147,6 +151,11 @@ mod tests {
             assert_eq!(heard("GET", "/v3/chat/retrieve", code), None);
         }
         assert_eq!([4008, 4020, 702_093_018].map(|code| heard("POST", "/v3/chat", code)), [Some("bot"); 3]);
+        assert_eq!(
+            [4020, 4028, 702_093_018].map(|code| heard("POST", "/v1/workflow/run", code)),
+            [Some("workflow"); 3]
+        );
+        assert_eq!(heard("POST", "/v3/chat", 4028), Some("chat"));
         assert_eq!(heard("POST", "/v3/chat", 702_112_103), Some("model"));
         assert_eq!(heard("POST", "/v1/workflows/chat", 702_112_103), Some("model"));
     }

@@ -3,7 +3,7 @@ use std::{
     time::Duration,
 };
 
-use coze_ratelimit::{Pace as Pacer, PaceLevel, PaceRate, PlatformPlan};
+use coze_ratelimit::{Pace as Pacer, PaceRate, PlatformPlan};
 use serde::Deserialize;
 
 use super::value::{seconds, some_parsed, some_seconds};
@@ -51,12 +51,12 @@ impl Pace {
     pub(crate) fn policy(&self, app_qps: NonZeroU32) -> Pacer {
         let all = Some(PaceRate::per_second(app_qps));
         let pacer = Pacer::platform(self.plan.unwrap_or(PlatformPlan::Free))
-            .level(PaceLevel::new("app", all))
             .max_wait(self.max_wait)
             .max_waiting(self.waiting.get());
         // What is not known is as fast as everything together.
         let unknown = [("chat", all), ("bot", all), ("model", None)];
-        self.set(&pacer, unknown.into_iter().filter(|(level, _)| self.plan.is_none() || self.says(level).is_some()));
+        let unknown = unknown.into_iter().filter(|(level, _)| self.plan.is_none() || self.says(level).is_some());
+        self.set(&pacer, unknown.chain([("app", all)]));
         pacer
     }
 
