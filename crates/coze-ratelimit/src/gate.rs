@@ -8,7 +8,13 @@ use std::{
 use coze_core::{Context, Error, Kind, Limit};
 use http::request::Parts;
 
-use crate::{Level, Permit, Plan, Quota, cells::Cells, line::Line, permit::Held, slot};
+use crate::{
+    Level, Plan, Quota,
+    cells::Cells,
+    line::Line,
+    permit::{Held, Taken},
+    slot,
+};
 
 /// The wait of a request that costs more than there ever is.
 pub(crate) const NEVER: u64 = u64::MAX;
@@ -40,7 +46,8 @@ pub(crate) struct Demand {
 }
 
 impl Gate {
-    #[inline]
+    #[expect(clippy::inline_always, reason = "it is most of a decision that only few of them make a second time")]
+    #[inline(always)]
     pub(crate) fn demand(&self, asking: &Asking<'_>) -> Option<Demand> {
         let level = &self.level;
         let key = level.key(asking.parts, asking.context)?;
@@ -80,9 +87,9 @@ struct Involved<'a> {
 pub(crate) fn ask<'a>(
     demands: impl Iterator<Item = (&'a Arc<Gate>, Demand)>,
     now: u64,
-    permit: &mut Permit,
+    taken: &mut Taken,
 ) -> Option<Refusal> {
-    involve(demands, now, None, None, permit)
+    involve(demands, now, None, None, taken)
 }
 
 fn involve<'a>(
@@ -90,60 +97,60 @@ fn involve<'a>(
     now: u64,
     before: Option<&Involved<'_>>,
     refusal: Option<Refusal>,
-    permit: &mut Permit,
+    taken: &mut Taken,
 ) -> Option<Refusal> {
-    let Some((gate, demand)) = demands.next() else { return decide(before, now, refusal, permit) };
+    let Some((gate, demand)) = demands.next() else { return decide(before, now, refusal, taken) };
     if demand.cost > demand.quota.most() {
-        let refusal = refuse(&gate.level, &demand, (NEVER, 0), refusal, permit);
-        return involve(demands, now, before, refusal, permit);
+        let refusal = refuse(&gate.level, &demand, (NEVER, 0), refusal, taken);
+        return involve(demands, now, before, refusal, taken);
     }
-    involve(demands, now, Some(&Involved { gate, demand, before }), refusal, permit)
+    involve(demands, now, Some(&Involved { gate, demand, before }), refusal, taken)
 }
 
 /// Locks and asks each level on the way in, the last one first, so that the cells that many requests share are locked for the
 /// shortest time; takes from each on the way back, when all have agreed.
-fn decide(involved: Option<&Involved<'_>>, now: u64, refusal: Option<Refusal>, permit: &mut Permit) -> Option<Refusal> {
+fn decide(involved: Option<&Involved<'_>>, now: u64, refusal: Option<Refusal>, taken: &mut Taken) -> Option<Refusal> {
     let Some(involved) = involved else { return refusal };
     let Involved { gate, demand: Demand { quota, cost, ask, hash }, before } = involved;
-    let Some(locked) = gate.cells.known(*hash) else { return decide_new(involved, now, refusal, permit) };
+    let Some(locked) = gate.cells.known(*hash) else { return decide_new(involved, now, refusal, taken) };
     if !slot::fits(quota, &locked, *ask, now) {
         let wait = slot::wait(quota, &locked, *ask, now);
-        return decide(*before, now, refuse(&gate.level, &involved.demand, wait, refusal, permit), permit);
+        return decide(*before, now, refuse(&gate.level, &involved.demand, wait, refusal, taken), taken);
     }
-    let refusal = decide(*before, now, refusal, permit);
+    let refusal = decide(*before, now, refusal, taken);
     if refusal.is_none() {
         slot::take(quota, locked, *cost, now);
-        involved.hold(false, now, permit);
+        involved.hold(false, taken);
     }
     refusal
 }
 
 /// The same for a key that has no cell of its own yet.
 #[cold]
-fn decide_new(involved: &Involved<'_>, now: u64, refusal: Option<Refusal>, permit: &mut Permit) -> Option<Refusal> {
+fn decide_new(involved: &Involved<'_>, now: u64, refusal: Option<Refusal>, taken: &mut Taken) -> Option<Refusal> {
     let Involved { gate, demand: Demand { quota, cost, ask, hash }, before } = involved;
     let slot = gate.cells.add(quota, *hash, now);
     if !slot.fits(quota, *ask, now) {
         let wait = slot.wait(quota, *ask, now);
-        return decide(*before, now, refuse(&gate.level, &involved.demand, wait, refusal, permit), permit);
+        return decide(*before, now, refuse(&gate.level, &involved.demand, wait, refusal, taken), taken);
     }
-    let refusal = decide(*before, now, refusal, permit);
+    let refusal = decide(*before, now, refusal, taken);
     if refusal.is_none() {
         let is_shared = slot.take(quota, *cost, now);
-        involved.hold(is_shared, now, permit);
+        involved.hold(is_shared, taken);
     }
     refusal
 }
 
 impl Involved<'_> {
-    fn hold(&self, is_shared: bool, now: u64, permit: &mut Permit) {
+    fn hold(&self, is_shared: bool, taken: &mut Taken) {
         let Demand { quota, cost, hash, .. } = self.demand;
-        let reserved = match quota {
-            Quota::Concurrency(_) => None,
-            Quota::Rate(rate) if self.gate.level.is_settled => Some((rate, now)),
-            Quota::Rate(_) => return,
-        };
-        permit.hold(Held { gate: self.gate.clone(), hash, requests: cost, is_shared, reserved });
+        let held = || Held { gate: self.gate.clone(), hash, requests: cost, is_shared };
+        match quota {
+            Quota::Concurrency(_) => taken.hold(held()),
+            Quota::Rate(rate) if self.gate.level.is_settled => taken.reserve(held(), rate),
+            Quota::Rate(_) => {}
+        }
     }
 }
 
@@ -154,10 +161,10 @@ fn refuse(
     demand: &Demand,
     (wait, reset): (u64, u64),
     later: Option<Refusal>,
-    permit: &mut Permit,
+    taken: &mut Taken,
 ) -> Option<Refusal> {
     if level.is_reported {
-        permit.reported = Some(level.name);
+        taken.reported = Some(level.name);
         return later;
     }
     later.filter(|later| later.wait > wait).or(Some(demand.refusal(level, wait, reset)))

@@ -14,8 +14,9 @@ use http::request::Parts;
 use crate::{
     Decision, Level, Permit, Plan, Policy, Quota, Rate,
     cells::Cells,
-    gate::{self, Asking, Gate, Refusal},
+    gate::{self, Asking, Demand, Gate, Refusal},
     line::{LAST, Line},
+    permit::Taken,
     place::LATEST,
     wait::{Demands, LimitsFuture, key},
 };
@@ -148,20 +149,16 @@ impl Limits {
 
     #[inline]
     fn ask(&self, parts: &Parts, context: &Context, now: Instant) -> Result<Permit, Refusal> {
-        let mut permit = Permit::default();
-        let refusal = self.asking(parts, context, now, |asking| {
+        self.asking(parts, context, now, |asking| {
             let gates = self.inner.gates.iter();
-            gate::ask(gates.filter_map(|gate| Some((gate, gate.demand(asking)?))), asking.now, &mut permit)
-        });
-        self.admit(refusal, permit, context)
+            self.take(gates.filter_map(|gate| Some((gate, gate.demand(asking)?))), context, asking.now)
+        })
     }
 
     /// Asks again for what a request asked for before.
     pub(crate) fn ask_again(&self, demands: &Demands, context: &Context, now: Instant) -> Result<Permit, Refusal> {
-        let mut permit = Permit::default();
         let demands = demands.iter().map(|(gate, demand)| (gate, *demand));
-        let refusal = gate::ask(demands, nanos(&self.inner.beginning, now), &mut permit);
-        self.admit(refusal, permit, context)
+        self.take(demands, context, nanos(&self.inner.beginning, now))
     }
 
     #[inline]
@@ -172,16 +169,21 @@ impl Limits {
     }
 
     #[inline]
-    fn admit(&self, refusal: Option<Refusal>, mut permit: Permit, context: &Context) -> Result<Permit, Refusal> {
-        if let Some(refusal) = refusal {
+    fn take<'a>(
+        &self,
+        demands: impl Iterator<Item = (&'a Arc<Gate>, Demand)>,
+        context: &Context,
+        now: u64,
+    ) -> Result<Permit, Refusal> {
+        let mut taken = Taken::default();
+        if let Some(refusal) = gate::ask(demands, now, &mut taken) {
             return Err(refusal);
         }
-        if let Some(name) = permit.reported {
+        if let Some(name) = taken.reported {
             self.inner.reported.fetch_add(1, Ordering::Relaxed);
             context.limit.get_or_init(|| name);
         }
-        permit.settle_by(context, &self.inner.beginning);
-        Ok(permit)
+        Ok(taken.permit(context, &self.inner.beginning, now))
     }
 
     /// Finds the place of a request that was refused, or came while others wait.
