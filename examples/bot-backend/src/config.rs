@@ -122,7 +122,7 @@ pub struct Limits {
     pub user_per_second: NonZeroU32,
     /// Where they are kept for all nodes together: `redis://…`, or `memory` for each node by itself. Default: where the sessions are.
     pub redis: Option<Secret>,
-    /// How many nodes there are: each keeps its part of a limit while Redis is away. Default 1.
+    /// How many nodes there are: each keeps its part of a limit while Redis is away, and of the platform's plan. Default 1.
     pub nodes: NonZeroU32,
 }
 

@@ -14,6 +14,7 @@ use crate::{
 pub(crate) fn follow(config: &Config, app: &Arc<App>) {
     let (Answerer::Platform(platform), Some(every)) = (&app.answerer, config.pace.refresh) else { return };
     let (platform, pace, stop) = (platform.clone(), config.pace.clone(), app.stop.clone());
+    let nodes = config.limits.nodes;
     // Whose token it is does not matter: all tenants' are of one account.
     let tenant = config.bots.first().map(|bot| bot.tenant.clone());
     tokio::spawn(async move {
@@ -24,7 +25,7 @@ pub(crate) fn follow(config: &Config, app: &Arc<App>) {
             tenant.clone().map(|tenant| context.tenant.get_or_init(|| tenant));
             match stop.run_until_cancelled(platform.benefits(&context)).await {
                 Some(Ok(benefits)) => {
-                    pace.set(platform.pace(), benefits.rates());
+                    pace.set(platform.pace(), nodes, benefits.rates());
                     let plan = benefits.plan.map(|plan| plan.as_str());
                     tracing::info!(
                         plan,

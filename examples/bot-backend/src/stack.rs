@@ -160,7 +160,7 @@ where
     P: Policy<Permit: Send + 'static, Future: Send + 'static> + Clone + Send + Sync + 'static,
 {
     let routes = ["/v3/chat", "/v3/chat/retrieve", "/v3/chat/message/list", "/v3/chat/cancel", platform::BENEFITS];
-    let pace = config.pace.policy(config.limits.app_qps);
+    let pace = config.pace.policy(&config.limits);
     let stack = ServiceBuilder::new()
         .layer(ObserveLayer::new(Outbound::new(routes)?))
         .layer(TenantLayer::new(Propagate::new()))

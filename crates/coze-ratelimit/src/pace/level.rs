@@ -25,6 +25,15 @@ impl PaceRate {
     pub const fn per_minute(calls: NonZeroU32) -> Self {
         Self { calls, per: Duration::from_secs(60) }
     }
+
+    /// The part that each of so many nodes has, at least one call.
+    #[must_use]
+    pub const fn shared_by(self, nodes: NonZeroU32) -> Self {
+        match NonZeroU32::new(self.calls.get() / nodes.get()) {
+            Some(calls) => Self { calls, ..self },
+            None => Self { calls: NonZeroU32::MIN, ..self },
+        }
+    }
 }
 
 /// What calls are paced together: its name, which calls those are, their rate, and the refusals that are about it.
@@ -136,6 +145,13 @@ fn matches(route: &str, method: &Method, path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_is_never_nothing() {
+        let n = |n| NonZeroU32::new(n).expect("not zero");
+        assert_eq!(PaceRate::per_second(n(20)).shared_by(n(3)), PaceRate::per_second(n(6)));
+        assert_eq!(PaceRate::per_minute(n(2)).shared_by(n(3)), PaceRate::per_minute(n(1)));
+    }
 
     #[test]
     fn a_route_is_a_method_and_a_path_with_places() {

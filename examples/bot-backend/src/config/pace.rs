@@ -3,10 +3,13 @@ use std::{
     time::Duration,
 };
 
-use coze_ratelimit::{Pace as Pacer, PaceRate, PlatformPlan};
+use coze_ratelimit::{Benefits, Pace as Pacer, PaceRate, PlatformPlan};
 use serde::Deserialize;
 
-use super::value::{seconds, some_parsed, some_seconds};
+use super::{
+    Limits,
+    value::{seconds, some_parsed, some_seconds},
+};
 
 /// How fast the platform is called, so that it does not refuse.
 #[derive(Clone, Debug, Deserialize)]
@@ -47,24 +50,32 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// The policy that does so, with so many calls of any kind a second.
-    pub(crate) fn policy(&self, app_qps: NonZeroU32) -> Pacer {
-        let all = Some(PaceRate::per_second(app_qps));
+    /// The policy that does so, on one of the nodes.
+    pub(crate) fn policy(&self, limits: &Limits) -> Pacer {
+        let all = Some(PaceRate::per_second(limits.app_qps));
         let pacer = Pacer::platform(self.plan.unwrap_or(PlatformPlan::Free))
             .max_wait(self.max_wait)
             .max_waiting(self.waiting.get());
+        let plan = Benefits { plan: self.plan, ..Benefits::default() };
         // What is not known is as fast as everything together.
         let unknown = [("chat", all), ("bot", all), ("model", None)];
-        let unknown = unknown.into_iter().filter(|(level, _)| self.plan.is_none() || self.says(level).is_some());
-        self.set(&pacer, unknown.chain([("app", all)]));
+        let unknown = unknown.into_iter().filter(|_| self.plan.is_none());
+        self.set(&pacer, limits.nodes, unknown.chain(plan.rates()));
+        pacer.set("app", all).expect("it is there");
         pacer
     }
 
-    /// Changes the rates of levels to these, except where this says them itself.
-    pub(crate) fn set<'a>(&self, pacer: &Pacer, rates: impl IntoIterator<Item = (&'a str, Option<PaceRate>)>) {
+    /// Changes the rates of levels to these, except where this says them itself. Each node has its part of them.
+    pub(crate) fn set<'a>(
+        &self,
+        pacer: &Pacer,
+        nodes: NonZeroU32,
+        rates: impl IntoIterator<Item = (&'a str, Option<PaceRate>)>,
+    ) {
         for (level, rate) in rates {
+            let rate = self.says(level).or(rate).map(|rate| rate.shared_by(nodes));
             // What the platform says of more than there is here is not needed.
-            let _ = pacer.set(level, self.says(level).or(rate));
+            let _ = pacer.set(level, rate);
         }
     }
 

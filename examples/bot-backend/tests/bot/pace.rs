@@ -138,11 +138,12 @@ async fn what_is_paced_is_not_refused_where_what_is_not_is() {
 
 #[tokio::test]
 async fn the_platform_is_asked_for_its_limits_and_they_are_kept() {
-    let limits = Limits { chat_qps: 50, level: "team".into(), ..Limits::default() };
+    let limits = Limits { chat_qps: 80, level: "team".into(), ..Limits::default() };
     let world = World::with(Config { limits, ..Config::default() }, |config| {
         config.pace.refresh = Some(Duration::from_millis(200));
         config.limits.app_qps = 10_000.try_into().expect("not zero");
         config.limits.bot_concurrency = 200.try_into().expect("not zero");
+        config.limits.nodes = 2.try_into().expect("not zero");
         config.pace.model_per_minute = Some(60_000.try_into().expect("not zero"));
     })
     .await;
@@ -155,8 +156,8 @@ async fn the_platform_is_asked_for_its_limits_and_they_are_kept() {
         let line = metrics.text().lines().find_map(|line| line.strip_prefix(&name)?.parse::<f64>().ok());
         line.map(f64::round)
     };
-    // Nine tenths of what it says, of what its plan has, and of what the configuration insists on.
-    assert_eq!([of("chat"), of("workflow"), of("model")], [Some(45.0), Some(180.0), Some(900.0)], "{}", metrics.text());
+    // Half, and of that nine tenths, of what it says, of what its plan has, and of what the configuration insists on.
+    assert_eq!([of("chat"), of("workflow"), of("model")], [Some(36.0), Some(90.0), Some(450.0)], "{}", metrics.text());
     assert!(timeout(Duration::from_secs(5), world.bot.stop()).await.expect("in time"));
 }
 
