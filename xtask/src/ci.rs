@@ -33,6 +33,7 @@ fn features() -> Outcome {
         "-p coze-auth --features oauth",
         "-p coze-auth --features redis",
         "-p coze-ratelimit",
+        "-p coze-ratelimit --features kafka",
         "-p coze-ratelimit --features redis",
         "-p coze-secret",
     ] {

@@ -41,6 +41,8 @@ pub use pace::{Benefits, Pace, PaceFuture, PaceLevel, PacePermit, PaceRate, Plat
 pub use permit::Permit;
 pub use plan::Plan;
 pub use policy::{Decision, Policy};
+#[cfg(feature = "kafka")]
+pub use queue::KafkaQueue;
 #[cfg(feature = "redis")]
 pub use queue::RedisQueue;
 pub use queue::{Dead, End, Job, MAX_ID, MAX_PAYLOAD, MemoryQueue, Pushed, Queue, Taken, Worker};

@@ -1,5 +1,7 @@
 //! What is not done now is done later: jobs, who keeps them, and who works them off (requirement R4.4).
 
+#[cfg(feature = "kafka")]
+mod kafka;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
@@ -10,6 +12,8 @@ use std::{fmt, future::Future, time::Duration};
 use bytes::Bytes;
 use coze_core::Error;
 
+#[cfg(feature = "kafka")]
+pub use self::kafka::KafkaQueue;
 #[cfg(feature = "redis")]
 pub use self::redis::RedisQueue;
 pub use self::{memory::MemoryQueue, worker::Worker};
@@ -121,7 +125,7 @@ fn full(capacity: usize) -> Error {
         .with_retry_after(Duration::from_secs(1))
 }
 
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "kafka", feature = "redis"))]
 fn unavailable(source: impl Into<coze_core::BoxError>) -> Error {
     Error::new(coze_core::Kind::Unavailable, "queue_unavailable")
         .with_message("the queue cannot be reached")

@@ -1,6 +1,8 @@
-//! Jobs that are done later, in memory and in a real Redis.
+//! Jobs that are done later, in memory, in a real Redis, and in a Kafka of librdkafka.
 
 mod either;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod memory;
 #[cfg(feature = "redis")]
 mod redis;
