@@ -3,7 +3,7 @@ use std::time::{Duration, SystemTime};
 use coze_core::{Error, Kind, Limit, Retry};
 use http::{HeaderMap, StatusCode};
 
-use crate::{Outcome, grpc, headers};
+use crate::{Outcome, details, grpc, headers};
 
 /// What the table looks at: the same for an error and for a response that no layer made an error of.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -74,7 +74,7 @@ impl Failure {
         let pushback = grpc::pushback(fields);
         let asked = match pushback {
             Some(pushback) => pushback.map(Asked::At),
-            None => headers::retry_after(fields, clock()).map(Asked::After),
+            None => details::retry_delay(fields).or_else(|| headers::retry_after(fields, clock())).map(Asked::After),
         };
         Self {
             retry: if pushback == Some(None) { Retry::Never } else { Retry::IfIdempotent },

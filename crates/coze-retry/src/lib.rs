@@ -4,6 +4,7 @@ mod backoff;
 mod body;
 mod budget;
 mod circuit;
+mod details;
 mod failure;
 mod future;
 mod grpc;

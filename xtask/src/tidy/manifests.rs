@@ -33,7 +33,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
     ("coze-errmap", &["base64", "httpdate", "prost", "serde", "serde_json"]),
     ("coze-observe", &["fastrand", "matchit", "metrics"]),
     ("coze-ratelimit", &["arc-swap", "fastrand", "indexmap", "metrics", "rdkafka", "redis", "smallvec"]),
-    ("coze-retry", &["fastrand", "httpdate"]),
+    ("coze-retry", &["base64", "fastrand", "httpdate"]),
     ("coze-tenant", &[]),
 ];
 

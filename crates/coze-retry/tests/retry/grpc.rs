@@ -167,3 +167,22 @@ async fn the_deadline_holds_until_the_first_message() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_delay_in_the_details_of_a_status_is_waited_for_and_pushback_goes_before_it() {
+    // google.rpc.Status with code 14 and a RetryInfo of 3.5 s.
+    const DETAILS: &str = "CA4aNgoodHlwZS5nb29nbGVhcGlzLmNvbS9nb29nbGUucnBjLlJldHJ5SW5mbxIKCggIAxCAyrXuAQ";
+    for place in [true, false] {
+        let told = |more: &[_]| {
+            let said = [&[("grpc-status", "14"), ("grpc-status-details-bin", DETAILS)], more].concat();
+            if place { answer(&said, []) } else { answer(&[], [Step::Trailers(fields(&said))]) }
+        };
+        for (more, waited) in [(&[][..], 3500), (&[("grpc-retry-pushback-ms", "7")], 7)] {
+            let start = tokio::time::Instant::now();
+            let (out, asked) = send_call(policy(), call(Script::text("m")), vec![told(more), message()]).await;
+            assert_eq!((seen(out).await.0.as_str(), asked), ("message", 2));
+            let took = start.elapsed().as_millis();
+            assert!((waited..waited + 2).contains(&took), "{took}");
+        }
+    }
+}
