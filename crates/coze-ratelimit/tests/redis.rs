@@ -10,7 +10,7 @@ use coze_ratelimit::{
 };
 use coze_tests::Redis;
 use http::Request;
-use support::{ask, calls, eventually, many, n};
+use support::{Proxy, ask, calls, eventually, many, n};
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -245,6 +245,40 @@ async fn nodes_share_a_limit_of_requests_at_once_until_their_permits_are_dropped
     assert!(ask(&nodes[2], "u").await.is_err());
     drop(held);
     eventually("everything is given back", async || redis.command(&["DBSIZE"]) == ":0").await;
+}
+
+#[tokio::test]
+async fn the_places_of_a_node_that_died_are_free_ten_seconds_after_its_last_word_and_not_before() {
+    const LIFETIME: i64 = 10_000_000;
+    let redis = Redis::start();
+    let proxy = Proxy::start(redis.port()).await;
+    let server = RedisServer::open(&format!("redis://127.0.0.1:{}", proxy.port)).expect("valid");
+    let level = || Level::per_user("user", Quota::Concurrency(n(1)));
+    let dead = RedisLimits::new("test", server).expect("valid").level(level(), Sharing::Exact, Away::Closed);
+    let living = places(&redis, 1, Away::Closed);
+    let since = Instant::now();
+    let _held = ask(&dead, "u").await.expect("free");
+    proxy.cut();
+    // How long the only place is kept from now on; and it may be told to be kept for another time.
+    let kept = |microseconds: &str| {
+        let script = "local name = redis.call('KEYS', '*')[1]
+            local node = redis.call('HGETALL', name)
+            local have, till, call = cmsgpack.unpack(node[2])
+            local time = redis.call('TIME')
+            local now = time[1] * 1000000 + time[2]
+            if ARGV[1] ~= '' then redis.call('HSET', name, node[1], cmsgpack.pack(have, now + ARGV[1], call)) end
+            return till - now";
+        let answer = redis.command(&["EVAL", script, "0", microseconds]);
+        answer.trim_start_matches(':').parse::<i64>().expect("a number")
+    };
+    let left = kept("");
+    let passed = i64::try_from(since.elapsed().as_micros()).expect("short");
+    assert!((LIFETIME - passed..=LIFETIME).contains(&left), "{left} after {passed}");
+    assert!(ask(&living, "u").await.is_err());
+    kept("5000000");
+    assert!(ask(&living, "u").await.is_err(), "not before");
+    kept("0");
+    assert!(ask(&living, "u").await.is_ok(), "the time is over");
 }
 
 #[tokio::test]

@@ -3,8 +3,9 @@
 mod support;
 
 use std::{
+    io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,7 +17,7 @@ use coze_tests::{Redis, RedisCluster};
 use http::{Request, Response};
 use http_body_util::Empty;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
-use support::{Proxy, ask, eventually, n};
+use support::{Proxy, ask, calls, eventually, n};
 use tokio::{task::JoinSet, time::Instant};
 use tower::{Layer, ServiceExt, service_fn, util::BoxCloneService};
 
@@ -302,10 +303,13 @@ async fn in_a_cluster_a_slot_may_move_and_a_master_may_die() {
 }
 
 #[tokio::test]
-async fn a_gauge_says_whether_redis_is_away() {
-    let recorder = DebuggingRecorder::new();
+async fn an_event_and_a_gauge_say_once_each_way_whether_redis_is_away() {
+    let (recorder, log) = (DebuggingRecorder::new(), Log::default());
     let snapshotter = recorder.snapshotter();
     let _recorder = metrics::set_default_local_recorder(&recorder);
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _subscriber = tracing::subscriber::set_default(subscriber);
     let gauge = || {
         let values = snapshotter.snapshot().into_vec();
         values.into_iter().find_map(|(key, _, _, value)| match value {
@@ -313,13 +317,41 @@ async fn a_gauge_says_whether_redis_is_away() {
             _ => None,
         })
     };
+    let told = || [" WARN ", "redis is away", " INFO ", "redis is back"].map(|text| log.count(text));
     let mut redis = Redis::start();
     let limits = limits(single(&redis), Sharing::Exact, Away::Open);
-    assert_eq!(gauge(), Some(0.0));
-    redis.signal("KILL");
-    eventually("away", async || ask(&limits, "u").await.is_ok() && limits.is_away()).await;
-    assert_eq!(gauge(), Some(1.0));
-    redis.restart();
-    eventually("back", async || !limits.is_away()).await;
-    assert_eq!(gauge(), Some(0.0));
+    assert_eq!((gauge(), told()), (Some(0.0), [0; 4]));
+    eventually("there", async || ask(&limits, "u").await.is_ok() && calls(&redis) > 0).await;
+    for time in 1..=2 {
+        redis.signal("KILL");
+        eventually("away", async || ask(&limits, "u").await.is_ok() && limits.is_away()).await;
+        // Further requests while it is away tell nothing.
+        for _ in 0..20 {
+            assert!(ask(&limits, "u").await.is_ok());
+        }
+        assert_eq!((gauge(), told()), (Some(1.0), [time, time, time - 1, time - 1]), "{log:?}");
+        redis.restart();
+        eventually("back", async || !limits.is_away()).await;
+        assert_eq!((gauge(), told()), (Some(0.0), [time; 4]), "{log:?}");
+    }
+}
+
+/// What was logged.
+#[derive(Clone, Debug, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn count(&self, text: &str) -> usize {
+        String::from_utf8_lossy(&self.0.lock().expect("whole")).matches(text).count()
+    }
+}
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("whole").write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
