@@ -325,7 +325,8 @@ async fn a_layer_waits_for_the_decision_and_a_refused_request_goes_no_further() 
 
 #[tokio::test]
 async fn what_is_wrong_is_refused_and_nothing_secret_is_shown() {
-    let urls = ["", "http://localhost", "redis://", "redis://host:port"];
+    // TLS is the application's to enable, and nothing is sent without it in its stead.
+    let urls = ["", "http://localhost", "redis://", "redis://host:port", "rediss://localhost"];
     for url in urls {
         assert_eq!(RedisServer::open(url).expect_err(url).reason(), "redis_url");
         assert_eq!(RedisServer::cluster([url]).expect_err(url).reason(), "redis_url");
