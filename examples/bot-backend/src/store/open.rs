@@ -48,7 +48,8 @@ impl Store {
         let mut first = pool.acquire().await.map_err(cannot)?;
         let proof = timeout(CHANGE, first.fetch_optional("SELECT version FROM migrations LIMIT 1")).await;
         proof.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(cannot)?;
-        // As many as there were, so that who comes then does not wait for one. If the database has no room for them, fewer do.
+        // As many as there were, so that who comes then does not wait for one, which on a busy machine takes longer than a statement
+        // may. If the database has no room for them, fewer do.
         let mut ready = vec![first];
         let more = async {
             while ready.len() < self.pool().size() as usize {
@@ -56,7 +57,7 @@ impl Store {
             }
             Ok::<_, sqlx::Error>(())
         };
-        let _ = timeout(TIMEOUT, more).await;
+        let _ = timeout(CHANGE, more).await;
         drop(ready);
         let last = mem::replace(&mut *self.pool.write().unwrap_or_else(PoisonError::into_inner), pool);
         if last.is_closed() {
