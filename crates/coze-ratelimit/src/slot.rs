@@ -81,6 +81,9 @@ pub(crate) fn wait(quota: &Quota, locked: &Locked<'_>, requests: u32, now: u64) 
     match quota {
         Quota::Rate(rate) => {
             let usage = Usage::load(locked.at, locked.words());
+            // Another may have read the clock later and come first. So late it is by now, and from then on it is waited: a
+            // nanosecond more than a second would be told as two.
+            let now = now.max(locked.at);
             (usage.wait(rate, requests, now), usage.reset(rate, now))
         }
         // Nobody knows when a request in flight will end: another try is worth it in a second.

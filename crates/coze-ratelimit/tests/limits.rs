@@ -173,6 +173,15 @@ fn a_request_before_the_first_one_is_harmless() {
     assert!(check(&limits, "", "", later + Duration::from_secs(1)).is_ok());
 }
 
+#[test]
+fn who_read_the_clock_before_one_that_came_first_waits_no_longer_than_the_rate_says() {
+    let (limits, start) = (Limits::platform(), Clock::now().into_std());
+    check(&limits, "b", "u", start + 5 * MS).expect("admitted");
+    let error = check(&limits, "b", "u", start).expect_err("the same user");
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(1)));
+    check(&limits, "b", "u", start + 1005 * MS).expect("admitted");
+}
+
 /// The promise, spelled out over lists of what was admitted.
 #[derive(Default)]
 struct Model {
