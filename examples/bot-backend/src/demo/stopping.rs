@@ -4,7 +4,7 @@ use std::{mem, time::Duration};
 
 use coze_core::BoxError;
 use coze_sim::{Fault, FaultKind};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::sleep};
 
 use crate::Backend;
 
@@ -28,7 +28,16 @@ pub(super) async fn cancelled(world: &mut World) -> Result<Seen, BoxError> {
     }
     let id = message["message_id"].as_str().unwrap_or_default();
     let stored = world.backend.store().message(HOOLI, id).await?.map_or("nothing".into(), |stored| stored.status);
-    Ok(format!("{stored}, {} in flight", in_flight(world).await?).into())
+    let mut left = in_flight(world).await?;
+    // What the platform has ended the bot may still be reading.
+    for _ in 0..100 {
+        if left <= 0.0 {
+            break;
+        }
+        sleep(Duration::from_millis(10)).await;
+        left = in_flight(world).await?;
+    }
+    Ok(format!("{stored}, {left} in flight").into())
 }
 
 pub(super) async fn drained(world: &mut World) -> Result<Seen, BoxError> {
