@@ -139,7 +139,7 @@ pub(crate) enum Next {
 /// What becomes of a cell by a request for `cost`, if there is room for `ask`, which is no less: so no count that is kept overflows.
 ///
 /// It is the plain path, so the counts are added up as they are packed, and nothing is computed twice.
-#[inline]
+#[inline(always)]
 pub(crate) fn next(rate: &Rate, at: u64, words: Words<'_>, ask: u32, cost: u32, now: u64) -> Option<Next> {
     let age = slice(now).saturating_sub(slice(at));
     let mut bucket = Bucket { at, level: level(words) };

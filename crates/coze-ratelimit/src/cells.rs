@@ -48,14 +48,14 @@ impl Cells {
     }
 
     /// The hash of a key. Zero means a free place.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn hash(&self, key: &KeyRef<'_>) -> u64 {
         let whose = key.tenant.map(|tenant| tenant.as_str().as_bytes());
         if self.is_single { 1 } else { self.hash.of(whose, key.id.as_bytes()).max(1) }
     }
 
     /// Locks the cell of the key with this hash, if it has one of its own. A request locks one key of a level at a time.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn known(&self, hash: u64) -> Option<Locked<'_>> {
         let (segment, line) = self.home(hash);
         segment.find(hash, line).map(Place::lock).filter(|locked| locked.tag() == hash)

@@ -46,7 +46,6 @@ pub(crate) struct Demand {
 }
 
 impl Gate {
-    #[expect(clippy::inline_always, reason = "it is most of a decision that only few of them make a second time")]
     #[inline(always)]
     pub(crate) fn demand(&self, asking: &Asking<'_>) -> Option<Demand> {
         let level = &self.level;
@@ -69,105 +68,108 @@ impl Gate {
 }
 
 impl Demand {
+    #[inline(always)]
+    fn hold(&self, gate: &Arc<Gate>, is_shared: bool, outcome: &mut Outcome) {
+        let held = || Held { gate: gate.clone(), hash: self.hash, requests: self.cost, is_shared };
+        match self.quota {
+            Quota::Concurrency(_) => outcome.taken.hold(held()),
+            Quota::Rate(rate) if gate.level.is_settled => outcome.taken.reserve(held(), rate),
+            Quota::Rate(_) => {}
+        }
+    }
+
     fn refusal(&self, level: &Level, wait: u64, reset: u64) -> Refusal {
         Refusal { name: level.name, quota: self.quota, wait, reset, is_shed: self.ask > self.cost }
     }
 }
 
-/// A demand, and the one before it. On the stack, so that nothing is allocated.
-struct Involved<'a> {
+/// What comes of a request.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub(crate) refusal: Option<Refusal>,
+    pub(crate) taken: Taken,
+}
+
+/// A demand, and the one before it. On the stack, so that nothing is allocated, and where it was made: to move it costs more.
+pub(crate) struct Involved<'a> {
     gate: &'a Arc<Gate>,
-    demand: Demand,
+    demand: &'a Demand,
     before: Option<&'a Involved<'a>>,
 }
 
-/// Takes what is asked of each level, or nothing: then it returns the refusal. Keys, quotas and costs are found before the first lock
-/// is taken: their functions are not ours, so they do not run under our locks.
-#[inline]
-pub(crate) fn ask<'a>(
-    demands: impl Iterator<Item = (&'a Arc<Gate>, Demand)>,
-    now: u64,
-    taken: &mut Taken,
-) -> Option<Refusal> {
-    involve(demands, now, None, None, taken)
-}
-
-fn involve<'a>(
-    mut demands: impl Iterator<Item = (&'a Arc<Gate>, Demand)>,
+/// Takes what is asked of each level, or nothing: then there is a refusal. Keys, quotas and costs are found before the first lock is
+/// taken: their functions are not ours, so they do not run under our locks.
+pub(crate) fn ask<'a, T>(
+    levels: &'a [T],
+    demand: impl Fn(&'a T) -> Option<(&'a Arc<Gate>, Demand)> + Copy,
     now: u64,
     before: Option<&Involved<'_>>,
-    refusal: Option<Refusal>,
-    taken: &mut Taken,
-) -> Option<Refusal> {
-    let Some((gate, demand)) = demands.next() else { return decide(before, now, refusal, taken) };
-    if demand.cost > demand.quota.most() {
-        let refusal = refuse(&gate.level, &demand, (NEVER, 0), refusal, taken);
-        return involve(demands, now, before, refusal, taken);
+    outcome: &mut Outcome,
+) {
+    let mut levels = levels.iter();
+    while let Some(level) = levels.next() {
+        let Some((gate, asked)) = demand(level) else { continue };
+        if asked.cost > asked.quota.most() {
+            refuse(&gate.level, &asked, (NEVER, 0), outcome);
+            continue;
+        }
+        let involved = Involved { gate, demand: &asked, before };
+        return match levels.as_slice() {
+            [] => decide(&involved, now, outcome),
+            rest => ask(rest, demand, now, Some(&involved), outcome),
+        };
     }
-    involve(demands, now, Some(&Involved { gate, demand, before }), refusal, taken)
+    if let Some(last) = before {
+        decide(last, now, outcome);
+    }
 }
 
 /// Locks and asks each level on the way in, the last one first, so that the cells that many requests share are locked for the
 /// shortest time; takes from each on the way back, when all have agreed.
-fn decide(involved: Option<&Involved<'_>>, now: u64, refusal: Option<Refusal>, taken: &mut Taken) -> Option<Refusal> {
-    let Some(involved) = involved else { return refusal };
-    let Involved { gate, demand: Demand { quota, cost, ask, hash }, before } = involved;
-    let Some(locked) = gate.cells.known(*hash) else { return decide_new(involved, now, refusal, taken) };
-    if !slot::fits(quota, &locked, *ask, now) {
-        let wait = slot::wait(quota, &locked, *ask, now);
-        return decide(*before, now, refuse(&gate.level, &involved.demand, wait, refusal, taken), taken);
+fn decide(involved: &Involved<'_>, now: u64, outcome: &mut Outcome) {
+    let Involved { gate, demand, before } = involved;
+    let Demand { quota, cost, ask, hash } = demand;
+    let Some(mut locked) = gate.cells.known(*hash) else { return decide_new(involved, now, outcome) };
+    let next = slot::next(quota, &locked, *ask, *cost, now);
+    if next.is_none() {
+        refuse(&gate.level, demand, slot::wait(quota, &locked, *ask, now), outcome);
     }
-    let refusal = decide(*before, now, refusal, taken);
-    if refusal.is_none() {
-        slot::take(quota, locked, *cost, now);
-        involved.hold(false, taken);
+    if let Some(before) = before {
+        decide(before, now, outcome);
     }
-    refusal
+    if let (Some(next), None) = (next, &outcome.refusal) {
+        slot::take(next, quota, &mut locked, *cost, now);
+        demand.hold(gate, false, outcome);
+    }
 }
 
 /// The same for a key that has no cell of its own yet.
 #[cold]
-fn decide_new(involved: &Involved<'_>, now: u64, refusal: Option<Refusal>, taken: &mut Taken) -> Option<Refusal> {
-    let Involved { gate, demand: Demand { quota, cost, ask, hash }, before } = involved;
+fn decide_new(involved: &Involved<'_>, now: u64, outcome: &mut Outcome) {
+    let Involved { gate, demand, before } = involved;
+    let Demand { quota, cost, ask, hash } = demand;
     let slot = gate.cells.add(quota, *hash, now);
-    if !slot.fits(quota, *ask, now) {
-        let wait = slot.wait(quota, *ask, now);
-        return decide(*before, now, refuse(&gate.level, &involved.demand, wait, refusal, taken), taken);
+    let fits = slot.fits(quota, *ask, now);
+    if !fits {
+        refuse(&gate.level, demand, slot.wait(quota, *ask, now), outcome);
     }
-    let refusal = decide(*before, now, refusal, taken);
-    if refusal.is_none() {
+    if let Some(before) = before {
+        decide(before, now, outcome);
+    }
+    if fits && outcome.refusal.is_none() {
         let is_shared = slot.take(quota, *cost, now);
-        involved.hold(is_shared, taken);
-    }
-    refusal
-}
-
-impl Involved<'_> {
-    fn hold(&self, is_shared: bool, taken: &mut Taken) {
-        let Demand { quota, cost, hash, .. } = self.demand;
-        let held = || Held { gate: self.gate.clone(), hash, requests: cost, is_shared };
-        match quota {
-            Quota::Concurrency(_) => taken.hold(held()),
-            Quota::Rate(rate) if self.gate.level.is_settled => taken.reserve(held(), rate),
-            Quota::Rate(_) => {}
-        }
+        demand.hold(gate, is_shared, outcome);
     }
 }
 
-/// The refusal of this level, or that of a later one if it waits longer; or none, where it is only reported.
+/// Notes the refusal of this level, unless that of a later one waits longer; one that only reports does no more than that.
 #[cold]
-fn refuse(
-    level: &Level,
-    demand: &Demand,
-    (wait, reset): (u64, u64),
-    later: Option<Refusal>,
-    taken: &mut Taken,
-) -> Option<Refusal> {
+fn refuse(level: &Level, demand: &Demand, (wait, reset): (u64, u64), outcome: &mut Outcome) {
     if level.is_reported {
-        taken.reported = Some(level.name);
-        return later;
+        outcome.taken.reported = Some(level.name);
+    } else if outcome.refusal.as_ref().is_none_or(|later| later.wait <= wait) {
+        outcome.refusal = Some(demand.refusal(level, wait, reset));
     }
-    later.filter(|later| later.wait > wait).or(Some(demand.refusal(level, wait, reset)))
 }
 
 /// Why a level has no room; times in nanoseconds.

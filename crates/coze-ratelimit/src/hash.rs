@@ -29,7 +29,7 @@ impl KeyHash {
     }
 
     /// The hash of a key that belongs to somebody, or to nobody.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn of(&self, whose: Option<&[u8]>, key: &[u8]) -> u64 {
         let [of_whose, of_key] = &*self.parts;
         let whose = whose.map_or(0, |whose| sum(whose, of_whose, &self.long));

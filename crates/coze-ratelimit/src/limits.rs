@@ -14,9 +14,8 @@ use http::request::Parts;
 use crate::{
     Decision, Level, Permit, Plan, Policy, Quota, Rate,
     cells::Cells,
-    gate::{self, Asking, Demand, Gate, Refusal},
+    gate::{self, Asking, Demand, Gate, Outcome, Refusal},
     line::{LAST, Line},
-    permit::Taken,
     place::LATEST,
     wait::{Demands, LimitsFuture, key},
 };
@@ -147,36 +146,38 @@ impl Limits {
         self.ask(parts, context, now).map_err(Error::from)
     }
 
-    #[inline]
+    #[inline(always)]
     fn ask(&self, parts: &Parts, context: &Context, now: Instant) -> Result<Permit, Refusal> {
         self.asking(parts, context, now, |asking| {
-            let gates = self.inner.gates.iter();
-            self.take(gates.filter_map(|gate| Some((gate, gate.demand(asking)?))), context, asking.now)
+            self.take(&self.inner.gates, |gate| Some((gate, gate.demand(asking)?)), context, asking.now)
         })
     }
 
     /// Asks again for what a request asked for before.
     pub(crate) fn ask_again(&self, demands: &Demands, context: &Context, now: Instant) -> Result<Permit, Refusal> {
-        let demands = demands.iter().map(|(gate, demand)| (gate, *demand));
-        self.take(demands, context, nanos(&self.inner.beginning, now))
+        let now = nanos(&self.inner.beginning, now);
+        self.take(demands, |(gate, demand)| Some((gate, *demand)), context, now)
     }
 
-    #[inline]
+    #[inline(always)]
     fn asking<T>(&self, parts: &Parts, context: &Context, now: Instant, ask: impl FnOnce(&Asking<'_>) -> T) -> T {
         let plan = self.inner.plan.get().map(ArcSwap::load);
         let now = nanos(&self.inner.beginning, now);
         ask(&Asking { parts, context, plan: plan.as_deref().map(|plan| &**plan), now })
     }
 
-    #[inline]
-    fn take<'a>(
+    #[inline(always)]
+    fn take<'a, T>(
         &self,
-        demands: impl Iterator<Item = (&'a Arc<Gate>, Demand)>,
+        levels: &'a [T],
+        demand: impl Fn(&'a T) -> Option<(&'a Arc<Gate>, Demand)> + Copy,
         context: &Context,
         now: u64,
     ) -> Result<Permit, Refusal> {
-        let mut taken = Taken::default();
-        if let Some(refusal) = gate::ask(demands, now, &mut taken) {
+        let mut outcome = Outcome::default();
+        gate::ask(levels, demand, now, None, &mut outcome);
+        let Outcome { refusal, taken } = outcome;
+        if let Some(refusal) = refusal {
             return Err(refusal);
         }
         if let Some(name) = taken.reported {

@@ -44,7 +44,7 @@ pub(crate) enum Words<'a> {
 }
 
 impl<'a> Place<'a> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn lock(self) -> Locked<'a> {
         let (_, time) = self.head();
         let mut turn = 0;
@@ -174,7 +174,7 @@ impl Segment {
         (first..first + PROBES.min(places)).map(move |i| self.place(if i < places { i } else { i - places }))
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(&self, tag: u64, line: usize) -> Option<Place<'_>> {
         // Most keys are where they belong.
         let words = &self.lines[line];
@@ -188,6 +188,7 @@ impl Segment {
         if is_first | is_second { Some(if is_second { second } else { first }) } else { self.find_further(tag, line) }
     }
 
+    #[inline(never)]
     fn find_further(&self, tag: u64, line: usize) -> Option<Place<'_>> {
         self.probes(line).take_while(|place| place.tag() != 0).find(|place| place.tag() == tag)
     }

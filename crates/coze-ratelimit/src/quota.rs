@@ -65,8 +65,9 @@ pub struct Rate {
     pub(crate) period: Period,
 }
 
-/// What a rate counts by.
+/// What a rate counts by. As wide as the numbers of the rate: with bytes that mean nothing in it, a rate takes longer to be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub(crate) enum Period {
     Second,
     Minute,

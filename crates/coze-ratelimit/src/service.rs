@@ -48,13 +48,16 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        let context = Context::of(&mut parts.extensions);
-        match self.policy.decide(&parts, &context, Instant::now().into_std()) {
+        // It stays where it is: a copy costs two exchanges.
+        parts.extensions.get_or_insert_default::<Context>();
+        let context = parts.extensions.get::<Context>().expect("it was inserted a moment ago");
+        match self.policy.decide(&parts, context, Instant::now().into_std()) {
             Decision::Now(Ok(permit)) => {
                 context.limit.get_or_init(|| "ok");
                 ResponseFuture::called(self.inner.call(Request::from_parts(parts, body)), permit)
             }
             Decision::Now(Err(error)) => {
+                let context = context.clone();
                 ResponseFuture::refused(error, &context, Request::from_parts(parts, body), &self.degrade)
             }
             Decision::Later(decision) => {

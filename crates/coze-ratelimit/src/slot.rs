@@ -19,9 +19,9 @@ impl Slot<'_> {
     /// Whether so many requests fit, for which nobody waits.
     pub(crate) fn fits(&self, quota: &Quota, requests: u32, now: u64) -> bool {
         match self {
-            Self::Known(locked) => fits(quota, locked, requests, now),
+            Self::Known(locked) => next(quota, locked, requests, 0, now).is_some(),
             Self::New(..) => true,
-            Self::Shared(row) => row.iter().any(|locked| fits(quota, locked, requests, now)),
+            Self::Shared(row) => row.iter().any(|locked| next(quota, locked, requests, 0, now).is_some()),
         }
     }
 
@@ -37,7 +37,7 @@ impl Slot<'_> {
     /// Takes requests, which fitted. Says whether the sketch has them.
     pub(crate) fn take(self, quota: &Quota, requests: u32, now: u64) -> bool {
         match (self, quota) {
-            (Self::Known(locked), _) => take(quota, locked, requests, now),
+            (Self::Known(mut locked), quota) => change(quota, &mut locked, requests, now),
             (Self::New(mut locked, tag, _adding), quota) => {
                 locked.give(tag);
                 // What is left there of another key's cell is as good as nothing.
@@ -66,12 +66,12 @@ impl Slot<'_> {
     }
 }
 
-/// [`Slot::fits`] of one cell.
-#[inline]
-pub(crate) fn fits(quota: &Quota, locked: &Locked<'_>, requests: u32, now: u64) -> bool {
+/// [`Slot::fits`] of one cell, with `ask` of it, and what becomes of it by `cost`.
+#[inline(always)]
+pub(crate) fn next(quota: &Quota, locked: &Locked<'_>, ask: u32, cost: u32, now: u64) -> Option<Next> {
     match quota {
-        Quota::Rate(rate) => cell::next(rate, locked.at, locked.words(), requests, 0, now).is_some(),
-        Quota::Concurrency(limit) => cell::fits_in_flight(*limit, requests, locked.words()),
+        Quota::Rate(rate) => cell::next(rate, locked.at, locked.words(), ask, cost, now),
+        Quota::Concurrency(limit) => cell::fits_in_flight(*limit, ask, locked.words()).then_some(Next::Later),
     }
 }
 
@@ -107,15 +107,12 @@ pub(crate) fn wait_behind(
     (usage.wait_behind(rate, ahead, requests, now).max(1), usage.reset(rate, now).max(1))
 }
 
-/// [`Slot::take`] of one cell that no other key shares.
+/// [`Slot::take`] of one cell that no other key shares, after [`next`].
 #[inline]
-pub(crate) fn take(quota: &Quota, mut locked: Locked<'_>, requests: u32, now: u64) {
+pub(crate) fn take(next: Next, quota: &Quota, locked: &mut Locked<'_>, requests: u32, now: u64) {
     match quota {
-        Quota::Rate(rate) => {
-            let next = cell::next(rate, locked.at, locked.words(), requests, requests, now);
-            cell::take(next.unwrap_or(Next::Later), rate, &mut locked, requests, now);
-        }
-        Quota::Concurrency(_) => cell::hold(&mut locked, requests, now),
+        Quota::Rate(rate) => cell::take(next, rate, locked, requests, now),
+        Quota::Concurrency(_) => cell::hold(locked, requests, now),
     }
 }
 
