@@ -26,6 +26,8 @@ pub enum Away {
 /// Keys whose share is remembered; further ones have one share together.
 const MAX_SHARES: usize = 65_536;
 const SWEEP: usize = 4;
+/// Units that a request takes at most of its share, however many nodes there are said to be: several of them still have 64 bits.
+const MOST: u64 = 1 << 60;
 
 /// What this node used of its shares. It is not forgotten when Redis is back: whoever goes away often admits no more.
 #[derive(Debug, Default)]
@@ -57,12 +59,13 @@ impl Shares {
         let mut refusal = None;
         for (index, part) in parts.iter().enumerate() {
             // A share is the whole limit, of which each request takes as much as there are nodes.
-            let cost = part.cost * part.nodes;
+            let most = MOST / part.terms.request;
+            let cost = (part.cost * part.nodes).min(most);
             let terms = Terms { burst: part.terms.burst.max(cost), window: part.terms.window.max(cost), ..part.terms };
             let place = accounts.place(part.key, terms);
             let account = &mut accounts.of[place].0;
             account.advance(terms, now);
-            let wait = account.wait(terms, cost + part.rest * part.nodes);
+            let wait = account.wait(terms, (cost + part.rest * part.nodes).min(most));
             if wait > 0 && refusal.is_none_or(|(_, longest, _)| wait > longest) {
                 refusal = Some((index, wait, account.wait(terms, terms.capacity())));
             }
@@ -121,5 +124,14 @@ mod tests {
         let another = Arc::from("another");
         let take = |cost| shares.take(&[Part { key: &another, terms, cost, rest: 0, nodes: 5 }], 7_000_000).is_ok();
         assert!(take(30) && !take(1), "one that is larger than the share is let through alone");
+    }
+
+    #[test]
+    fn the_largest_cost_and_any_number_of_nodes_do_not_overflow() {
+        let (shares, key) = (Shares::default(), Arc::from("key"));
+        let terms = Terms { rate: 100_000_000, burst: 100_000_000, window: u32::MAX.into(), request: 60_000_000 };
+        let nodes = u32::MAX.into();
+        let take = || shares.take(&[Part { key: &key, terms, cost: 100_000_000, rest: 100_000_000, nodes }], 7_000_000);
+        assert!(take().is_ok() && take().is_err_and(|(_, wait, all)| wait > 0 && all > 0));
     }
 }
