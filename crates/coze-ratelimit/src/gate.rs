@@ -50,10 +50,10 @@ impl Gate {
     pub(crate) fn demand(&self, asking: &Asking<'_>) -> Option<Demand> {
         let level = &self.level;
         let key = level.key(asking.parts, asking.context)?;
-        let quota = asking.plan.map_or(level.quota, |plan| plan.quota(level, asking.context, &key));
-        let (cost, besides) = level.cost_and_rest(&quota, asking.parts, asking.context);
+        let quota = asking.plan.map_or(&level.quota, |plan| plan.quota(level, asking.context, &key));
+        let (cost, besides) = level.cost_and_rest(quota, asking.parts, asking.context);
         let ask = cost.saturating_add(besides);
-        (cost > 0).then(|| Demand { quota, cost, ask, hash: self.cells.hash(&key) })
+        (cost > 0).then(|| Demand { quota: *quota, cost, ask, hash: self.cells.hash(&key) })
     }
 
     /// The refusal of a demand behind others that take so much first.

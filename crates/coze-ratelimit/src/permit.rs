@@ -63,7 +63,7 @@ impl Taken {
         self.permit.costs.get_or_insert_default().reserved.push((held, rate));
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn permit(self, context: &Context, beginning: &Arc<OnceLock<Instant>>, then: u64) -> Permit {
         let mut permit = self.permit;
         if let Some(costs) = &mut permit.costs {

@@ -61,12 +61,12 @@ impl Plan {
         self.levels.entry(level.to_owned()).or_default()
     }
 
-    pub(crate) fn quota(&self, level: &Level, context: &Context, key: &KeyRef<'_>) -> Quota {
-        let Some(quotas) = self.levels.get(level.name) else { return level.quota };
+    pub(crate) fn quota<'a>(&'a self, level: &'a Level, context: &Context, key: &KeyRef<'_>) -> &'a Quota {
+        let Some(quotas) = self.levels.get(level.name) else { return &level.quota };
         let of_key = quotas.keys.get(&*key.id);
         let of_bot = || context.bot.get().and_then(|bot| quotas.bots.get(bot));
         let of_tenant = || context.tenant.get().and_then(|tenant| quotas.tenants.get(tenant));
-        of_key.or_else(of_bot).or_else(of_tenant).copied().or(quotas.all).unwrap_or(level.quota)
+        of_key.or_else(of_bot).or_else(of_tenant).or(quotas.all.as_ref()).unwrap_or(&level.quota)
     }
 
     /// Whether each level that it speaks of is there, and can hold its quotas.
