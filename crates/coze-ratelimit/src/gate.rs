@@ -183,18 +183,17 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// When to ask again, of one that waits until a time at most: when it fits, or, where nobody knows, when it hears. `None` if that is
-    /// too late, or the request is shed.
+    /// When to ask again, of one that waits until a time at most: when it fits, or, where nobody knows, when another try is worth it, as
+    /// in the sketch it hears nothing of the keys that it shares its cells with. `None` if that is too late, or the request is shed.
     pub(crate) fn until(&self, now: Instant, until: Instant) -> Option<Instant> {
         if self.is_shed {
             return None;
         }
-        let then = match self.quota {
-            Quota::Rate(_) => now.checked_add(Duration::from_nanos(self.wait))?,
-            Quota::Concurrency(_) if self.wait == NEVER || now >= until => return None,
-            Quota::Concurrency(_) => until,
-        };
-        (then <= until).then_some(then)
+        let then = now.checked_add(Duration::from_nanos(self.wait))?;
+        match self.quota {
+            Quota::Rate(_) => (then <= until).then_some(then),
+            Quota::Concurrency(_) => (self.wait < NEVER && now < until).then_some(then.min(until)),
+        }
     }
 }
 

@@ -94,15 +94,20 @@ impl Limits {
     /// Lets a request that would be refused wait its turn instead, in this clone: at most so long, and not past the deadline of its
     /// context; and at most so many at a time, of all clones. The layer's policy waits, [`Limits::check`] does not.
     ///
-    /// Who comes first is served first, for each key of each level: a request waits behind those that wait for a key of its own, even
-    /// if it would fit, and all others pass by. It takes nothing while it waits. When it is its turn it is admitted as soon as it fits;
-    /// what it waits for may be time, or the end of a request, or what is given back. If it is refused by another level then, it waits
-    /// for that one too, in the order in which requests came, and keeps its turn here.
+    /// Who comes first is served first, of those that wait for the same key of a level: a request waits behind those that wait for a key
+    /// of its own, even if it would fit, and all others pass by. It takes nothing while it waits. When it is its turn it is admitted as
+    /// soon as it fits; what it waits for may be time, or the end of a request, or what is given back. If it is refused by another level
+    /// then, it waits for that one instead, still before all that came later.
+    ///
+    /// So it waits for one level at a time: whoever is blocked at one stops nobody at another. The price is that others may overtake it
+    /// at a level that has room while it is blocked elsewhere: where two levels are full of requests that have only one of them in
+    /// common with it, it may wait longer than its turn at either.
     ///
     /// It is refused at once if so many wait already; and if it would be too late, were all before it admitted and nobody else. The
     /// time to come back is then the one at which it would have been its turn. What a level sheds ([`Level::shed`]) does not wait. A
     /// request that waits keeps to the plan under which it
-    /// came, and holds nothing of the inner service: see [`Decision::Wait`].
+    /// came, and holds nothing of the inner service. The time is that in the line: what the inner service then takes to be ready comes
+    /// on top, see [`Decision::Wait`].
     #[must_use]
     pub fn wait(mut self, at_most: Duration, waiters: usize) -> Self {
         Arc::make_mut(&mut self.inner).patience = Some(Patience { at_most, waiters });

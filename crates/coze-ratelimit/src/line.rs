@@ -14,8 +14,6 @@ use std::{
     task::Waker,
 };
 
-use smallvec::SmallVec;
-
 /// What is waited for: the address of the level, and the hash of the key there.
 pub(crate) type Key = (usize, u64);
 
@@ -36,8 +34,37 @@ struct Queues {
     last: u64,
     /// By their tickets.
     wakers: HashMap<u64, Waker>,
+    /// What each of them waits for, by their tickets: one key, so that whoever is blocked there is in nobody's way elsewhere.
+    places: HashMap<u64, Key>,
     /// Of each key the tickets of those who wait for it, and what they will take.
     keys: HashMap<Key, BTreeMap<u64, u32>>,
+}
+
+impl Queues {
+    /// What those who came before will take of a key, for which they wait.
+    fn ahead(&self, ticket: u64, key: Key) -> impl Iterator<Item = u32> {
+        let queue = self.keys.get(&key).into_iter();
+        queue.flat_map(move |queue| queue.range(..ticket)).map(|(_, cost)| *cost)
+    }
+
+    /// Has it stand in the queue of this key, and in no other. Returns whom to wake.
+    fn stand(&mut self, ticket: u64, key: Key, cost: u32) -> Option<Waker> {
+        self.keys.entry(key).or_default().insert(ticket, cost);
+        let before = self.places.insert(ticket, key).filter(|before| *before != key)?;
+        self.go(ticket, before)
+    }
+
+    /// Takes it out of a queue. If it was the first there, the next one is to be woken.
+    fn go(&mut self, ticket: u64, key: Key) -> Option<Waker> {
+        let Entry::Occupied(mut queue) = self.keys.entry(key) else { return None };
+        let was_first = queue.get().first_key_value().is_some_and(|(first, _)| *first == ticket);
+        queue.get_mut().remove(&ticket);
+        let Some((first, _)) = queue.get().first_key_value() else {
+            queue.remove();
+            return None;
+        };
+        self.wakers.get(first).filter(|_| was_first).cloned()
+    }
 }
 
 impl Line {
@@ -56,49 +83,43 @@ impl Line {
         Some(queues.last)
     }
 
-    /// Waits for a key, too. Says whether it did not yet.
+    /// Waits for a key from now on, and for none besides. Says whether it did not yet.
     pub(crate) fn join(&self, ticket: u64, key: Key, cost: u32) -> bool {
-        self.lock().keys.entry(key).or_default().insert(ticket, cost).is_none()
+        let mut queues = self.lock();
+        let is_new = queues.places.get(&ticket) != Some(&key);
+        let next = queues.stand(ticket, key, cost);
+        drop(queues);
+        next.into_iter().for_each(Waker::wake);
+        is_new
     }
 
-    /// Whether nobody who came before waits for any of these keys. Lines up where somebody waits, and will be woken when it is the
+    /// Whether nobody who came before waits for any of these keys. Else it waits behind one who does. It will be woken when it is the
     /// first, or when something is given back to the first.
     pub(crate) fn is_turn(&self, ticket: u64, keys: impl Iterator<Item = (Key, u32)>, waker: &Waker) -> bool {
         let mut queues = self.lock();
         let before = queues.wakers.insert(ticket, waker.clone());
-        let mut is_turn = true;
-        for (key, cost) in keys {
-            if let Some(queue) = queues.keys.get_mut(&key) {
-                queue.insert(ticket, cost);
-                is_turn &= queue.first_key_value().is_some_and(|(first, _)| *first == ticket);
-            }
-        }
+        let place = queues.places.get(&ticket).copied();
+        let behind = keys.filter(|(key, _)| queues.ahead(ticket, *key).next().is_some());
+        // It stays where it is, if somebody is before it there.
+        let behind = behind.reduce(|first, other| if Some(other.0) == place { other } else { first });
+        let next = behind.and_then(|(key, cost)| queues.stand(ticket, key, cost));
         drop(queues);
         drop(before);
+        next.into_iter().for_each(Waker::wake);
         // With those of `given_back`: whoever gives something back after this is seen to have done so, or sees that one waits.
         fence(SeqCst);
-        is_turn
+        behind.is_none()
     }
 
-    /// Waits no longer for any of these keys.
-    pub(crate) fn leave(&self, ticket: u64, keys: impl Iterator<Item = Key>) {
-        let mut next = SmallVec::<[Waker; 3]>::new();
-        let mut guard = self.lock();
-        let queues = &mut *guard;
+    /// Waits no longer.
+    pub(crate) fn leave(&self, ticket: u64) {
+        let mut queues = self.lock();
         let waker = queues.wakers.remove(&ticket);
-        for key in keys {
-            let Entry::Occupied(mut queue) = queues.keys.entry(key) else { continue };
-            let was_first = queue.get().first_key_value().is_some_and(|(first, _)| *first == ticket);
-            queue.get_mut().remove(&ticket);
-            match queue.get().first_key_value() {
-                None => drop(queue.remove()),
-                Some((first, _)) if was_first => next.extend(queues.wakers.get(first).cloned()),
-                Some(_) => {}
-            }
-        }
+        let place = queues.places.remove(&ticket);
+        let next = place.and_then(|key| queues.go(ticket, key));
         self.waiting.fetch_sub(1, SeqCst);
         // Wakers are not ours, so they do not run, and are not dropped, under our lock.
-        drop(guard);
+        drop(queues);
         drop(waker);
         next.into_iter().for_each(Waker::wake);
     }
@@ -122,10 +143,7 @@ impl Line {
 
     /// What those who came before will take of a key; `None` if none of them waits for it.
     pub(crate) fn ahead(&self, ticket: u64, key: Key) -> Option<u32> {
-        let queues = self.lock();
-        let mut ahead = queues.keys.get(&key)?.range(..ticket).map(|(_, cost)| *cost);
-        let first = ahead.next()?;
-        Some(ahead.fold(first, u32::saturating_add))
+        self.lock().ahead(ticket, key).reduce(u32::saturating_add)
     }
 
     /// A panic elsewhere leaves nothing half done here.

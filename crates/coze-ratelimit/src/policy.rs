@@ -55,7 +55,8 @@ pub enum Decision<T, F> {
     /// The answer has to be waited for, a moment: the request keeps what `poll_ready` reserved of the inner service.
     Later(F),
     /// The answer may have to be waited for for long: the request gives back what `poll_ready` reserved, so that others have it, and
-    /// waits for the inner service again when it is admitted.
+    /// waits for the inner service again when it is admitted. It holds its permit then, for as long as that takes: whoever needs a bound
+    /// has a timeout outside.
     Wait(F),
 }
 

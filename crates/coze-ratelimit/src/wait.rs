@@ -94,8 +94,7 @@ impl Waiting {
 
     fn leave(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            let keys = self.demands.iter().map(|(gate, demand)| key(gate, demand));
-            self.limits.line().leave(ticket, keys);
+            self.limits.line().leave(ticket);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Requests that wait their turn instead of being refused, the clock paused.
 
+mod levels;
 mod order;
 mod together;
 
@@ -7,7 +8,11 @@ use std::{
     future::Future,
     num::NonZeroU32,
     pin::Pin,
-    task::{Context as Task, Poll, Waker},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context as Task, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -79,4 +84,35 @@ pub(crate) fn refused(turn: &mut LimitsFuture) -> Error {
 
 pub(crate) fn reason_and_wait(error: &Error) -> (&'static str, Duration) {
     (error.reason(), error.retry_after().expect("a time"))
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+pub(crate) struct Count(AtomicUsize);
+
+impl Count {
+    pub(crate) fn woken(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Wake for Count {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Of requests that wait: they were polled once, and count how often they are woken.
+pub(crate) fn wait_counting<const N: usize>(
+    decisions: [Decision<Permit, LimitsFuture>; N],
+) -> ([LimitsFuture; N], [Arc<Count>; N]) {
+    let counts: [Arc<Count>; N] = std::array::from_fn(|_| Arc::new(Count::default()));
+    let mut of = counts.clone().into_iter();
+    let turns = decisions.map(|decision| {
+        let Decision::Wait(mut turn) = decision else { panic!("it does not wait") };
+        let waker = Waker::from(of.next().expect("one for each"));
+        assert!(Pin::new(&mut turn).poll(&mut Task::from_waker(&waker)).is_pending());
+        turn
+    });
+    (turns, counts)
 }

@@ -5,9 +5,8 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
-    task::{Context as Task, Waker},
 };
 
 use coze_core::{Context, UserId};
@@ -19,7 +18,8 @@ use tokio::{
 };
 
 use crate::{
-    MS, SECOND, admitted, context, cost, decide, n, now, one_per_second, poll, rate, reason_and_wait, refused, waits,
+    MS, SECOND, admitted, context, cost, decide, n, now, one_per_second, poll, rate, reason_and_wait, refused,
+    wait_counting, waits,
 };
 
 #[tokio::test(start_paused = true)]
@@ -108,17 +108,34 @@ async fn a_wait_of_which_nobody_knows_the_end_ends_with_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waits_for_a_place_in_the_sketch_hears_of_others_within_a_second() {
+    let at_once = Level::per_user("user", Quota::Concurrency(n(1))).max_keys(1);
+    let limits = Limits::new().level(at_once).wait(60 * SECOND, 100);
+    let _known = now(decide(&limits, &context("known"), 1)).expect("the only cell of its own");
+    let mut others = Vec::new();
+    // Until those in flight have all the cells of one who has nothing in flight.
+    let waiting = (0..100_000).find_map(|other: u32| match decide(&limits, &context(&other.to_string()), 1) {
+        Decision::Now(permit) => {
+            others.push(permit.expect("admitted"));
+            None
+        }
+        Decision::Later(turn) | Decision::Wait(turn) => Some(turn),
+    });
+    let start = Instant::now();
+    let waiting = tokio::spawn(waiting.expect("one shares all of its cells"));
+    time::sleep(SECOND / 2).await;
+    drop(others);
+    waiting.await.expect("no panic").expect("admitted");
+    assert_eq!(start.elapsed(), SECOND);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_place_that_is_given_back_goes_to_the_first_who_waits() {
     let limits = Limits::new().level(Level::per_user("user", Quota::Concurrency(n(2)))).wait(5 * SECOND, 100);
     let mut held = [(); 2].map(|()| now(decide(&limits, &context("u"), 1)).ok());
-    let woken = [(); 3].map(|()| Arc::new(Count::default()));
-    let mut turns = woken.clone().map(|count| {
-        let Decision::Wait(mut turn) = decide(&limits, &context("u"), 1) else { panic!("it does not wait") };
-        assert!(Pin::new(&mut turn).poll(&mut Task::from_waker(&Waker::from(count))).is_pending());
-        turn
-    });
+    let (mut turns, counts) = wait_counting([(); 3].map(|()| decide(&limits, &context("u"), 1)));
     held[0] = None;
-    assert_eq!(woken.each_ref().map(|count| count.0.load(Ordering::SeqCst)), [1, 0, 0]);
+    assert_eq!(counts.each_ref().map(|count| count.woken()), [1, 0, 0]);
     let _first = admitted(&mut turns[0]);
     assert!(poll(&mut turns[1]).is_pending());
     held[1] = None;
@@ -127,25 +144,18 @@ async fn a_place_that_is_given_back_goes_to_the_first_who_waits() {
     assert!(poll(&mut turns[2]).is_pending());
 }
 
-#[derive(Default)]
-struct Count(AtomicUsize);
-
-impl std::task::Wake for Count {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn what_is_given_back_of_a_cost_goes_to_the_first_who_waits() {
     let tokens = Level::global("tokens", Rate::per_minute(n(100))).cost(cost).settle();
     let limits = Limits::new().level(tokens).wait(60 * SECOND, 100);
     let held = now(decide(&limits, &context("u"), 100)).expect("all of it");
-    let mut first = waits(decide(&limits, &context("u"), 50));
-    let mut second = waits(decide(&limits, &context("u"), 40));
+    let ([mut first, mut second], counts) = wait_counting([50, 40].map(|cost| decide(&limits, &context("u"), cost)));
+    let woken = || counts.each_ref().map(|count| count.woken());
     let error = now(decide(&limits, &context("u"), 20)).expect_err("110 of 100 per minute");
     assert_eq!(error.retry_after(), Some(66 * SECOND));
+    assert_eq!(woken(), [0, 0]);
     drop(held);
+    assert_eq!(woken(), [1, 0], "the first one hears of it");
     assert!(poll(&mut second).is_pending());
     let _first = admitted(&mut first);
     let _second = admitted(&mut second);

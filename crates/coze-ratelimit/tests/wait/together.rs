@@ -99,8 +99,8 @@ async fn a_request_that_waits_holds_nothing_of_the_inner_service() {
     assert!(matches!(is_polled(&mut waiting), Poll::Ready(Err(error)) if error.to_string() == "broken"));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn no_place_that_is_given_back_is_overlooked() {
+/// Many who wait for a place of all, and for one of their own.
+async fn crowd() {
     let limits = Limits::new()
         .level(Level::global("all", Quota::Concurrency(n(3))))
         .level(Level::per_user("user", Quota::Concurrency(n(1))))
@@ -125,6 +125,18 @@ async fn no_place_that_is_given_back_is_overlooked() {
     }
     tasks.join_all().await;
     assert_eq!(limits.waiting(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_more_are_inside_than_may_be_and_each_comes_in() {
+    crowd().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_place_that_is_given_back_is_overlooked() {
+    let start = Instant::now();
+    crowd().await;
+    assert_eq!(start.elapsed(), Duration::ZERO, "nobody had to try again after a second");
 }
 
 proptest! {

@@ -1,0 +1,74 @@
+//! Requests that wait for several levels.
+
+use std::time::Duration;
+
+use coze_ratelimit::{Decision, Level, Limits, Quota, Rate};
+use tokio::{
+    task::JoinSet,
+    time::{self, Instant},
+};
+
+use crate::{MS, SECOND, context, decide, n, now, rate};
+
+/// Sends a request for each of the users. Those that are admitted end at once, and tell their names and when.
+fn send(limits: &Limits, users: &[&'static str], tasks: &mut JoinSet<(&'static str, Duration)>, start: Instant) {
+    for user in users.iter().copied() {
+        let decision = decide(limits, &context(user), 1);
+        tasks.spawn(async move {
+            let outcome = match decision {
+                Decision::Now(outcome) => outcome,
+                Decision::Later(turn) | Decision::Wait(turn) => turn.await,
+            };
+            outcome.expect("it has time");
+            (user, start.elapsed())
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_is_blocked_at_its_own_level_stops_nobody_at_the_level_of_all() {
+    let limits = Limits::new()
+        .level(Level::global("app", rate(50)))
+        .level(Level::per_user("user", rate(1)))
+        .wait(60 * SECOND, 100);
+    let (mut tasks, start) = (JoinSet::new(), Instant::now());
+    send(&limits, &["u"; 11], &mut tasks, start);
+    time::sleep(100 * MS).await;
+    let others: Vec<_> = (0..49).map(|other| now(decide(&limits, &context(&format!("other {other}")), 1))).collect();
+    assert!(others.iter().all(Result::is_ok));
+    send(&limits, &["x"], &mut tasks, start);
+    time::sleep(100 * MS).await;
+    send(&limits, &["u"], &mut tasks, start);
+    time::sleep(950 * MS).await;
+    assert_eq!(limits.waiting(), 10, "nine of the eleven, and the one who came later");
+    now(decide(&limits, &context("y"), 1)).expect("there is room for all others");
+
+    let mut ended = tasks.join_all().await;
+    ended.sort_by_key(|(_, at)| *at);
+    let of_u: Vec<_> = ended.iter().filter(|(user, _)| *user == "u").map(|(_, at)| at.as_millis()).collect();
+    assert!(of_u.windows(2).all(|pair| (1000..=1100).contains(&(pair[1] - pair[0]))), "each a second later: {of_u:?}");
+    let x = ended.iter().find(|(user, _)| *user == "x").expect("it ended").1;
+    assert!(x <= 1100 * MS, "{x:?}: as soon as the app has room");
+    assert_eq!(limits.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_behind_one_who_came_before_goes_on_when_that_is_gone() {
+    let limits = Limits::new()
+        .level(Level::global("at once", Quota::Concurrency(n(1))))
+        .level(Level::per_user("user", Rate::per_minute(n(6)).burst(n(1))))
+        .wait(60 * SECOND, 100);
+    let (mut tasks, start) = (JoinSet::new(), Instant::now());
+    now(decide(&limits, &context("u"), 1)).expect("the first");
+    let held = now(decide(&limits, &context("v"), 1)).expect("the only place");
+    // The user's turn is in ten seconds, and the one before waits for the only place.
+    send(&limits, &["x", "u", "u"], &mut tasks, start);
+    time::sleep(15 * SECOND).await;
+    drop(held);
+    time::sleep(SECOND / 2).await;
+    assert_eq!(limits.waiting(), 1);
+    now(decide(&limits, &context("y"), 1)).expect("the place is free while the user waits for time");
+    let ended = tasks.join_all().await;
+    assert_eq!(ended, [("x", 15 * SECOND), ("u", 15 * SECOND), ("u", 25 * SECOND)]);
+    assert_eq!(limits.waiting(), 0);
+}
