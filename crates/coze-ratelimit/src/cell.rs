@@ -110,8 +110,8 @@ impl Usage {
     }
 
     /// Gives back requests that were taken at `then`.
-    pub(crate) fn refund(&mut self, rate: &Rate, requests: u32, then: u64) {
-        self.bucket.refund(rate, requests);
+    pub(crate) fn refund(&mut self, rate: &Rate, requests: u32, then: u64, now: u64) {
+        self.bucket.refund(rate, requests, then, now);
         self.window.refund(requests, slice(then));
     }
 

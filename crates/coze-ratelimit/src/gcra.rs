@@ -48,10 +48,13 @@ impl Bucket {
         self.level = self.level.min(most);
     }
 
-    /// Takes out requests, or what is left of them.
-    pub(crate) fn refund(&mut self, rate: &Rate, requests: u32) {
+    /// Takes out requests that were poured in at `then`, or what is left of them. They fitted, so the bucket was full up to the brim
+    /// at most, and what was in it drains before what was poured in later: else they would take out what others used since.
+    pub(crate) fn refund(&mut self, rate: &Rate, requests: u32, then: u64, now: u64) {
+        let drained = now.max(self.at).saturating_sub(then).saturating_mul(rate.requests.get().into());
+        let left = room(rate, 0).saturating_sub(drained);
         // The same as if it had drained until now first.
-        self.level = self.level.saturating_sub(units(rate, requests));
+        self.level = self.level.saturating_sub(units(rate, requests).min(left));
     }
 
     /// Forgets what is above the brim.

@@ -127,8 +127,8 @@ impl Level {
     /// response body came to its end cost the estimate, and one that failed or was dropped before nothing.
     ///
     /// All that is booked, estimates when they are taken and differences when they are settled, keeps to the quota: the sum of any t
-    /// seconds is at most burst + rate × t, but for debts. What is given back after it has left the window, or drained from a bucket
-    /// that is empty since, is worth nothing. A key takes 96 bytes. Of a quota of requests at once there is nothing to settle. A key in
+    /// seconds is at most burst + rate × t, but for debts. What is given back after it has left the window, or drained from the
+    /// bucket, is worth nothing: t seconds after the estimate was taken, at most burst - rate × t of it is left there. A key takes 96 bytes. Of a quota of requests at once there is nothing to settle. A key in
     /// the sketch ([`Level::max_keys`]) gets nothing back, as others may have used it, and owes no more than its quota.
     ///
     /// In memory: for `RedisLimits` the estimate is the cost.

@@ -110,7 +110,7 @@ impl Held {
             slot.charge(rate, cost - self.requests, now);
         } else if let Some(locked) = known.filter(|_| !self.is_shared && cost < self.requests) {
             // In the sketch it may be what others used, and a key that is not known any more has used nothing since.
-            slot::refund(rate, locked, self.requests - cost, then);
+            slot::refund(rate, locked, self.requests - cost, then, now);
         }
     }
 

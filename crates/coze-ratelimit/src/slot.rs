@@ -137,8 +137,8 @@ fn charge(rate: &Rate, locked: &mut Locked<'_>, requests: u32, now: u64) {
 }
 
 /// Gives back requests of one cell that no other key shares, taken at `then`.
-pub(crate) fn refund(rate: &Rate, mut locked: Locked<'_>, requests: u32, then: u64) {
+pub(crate) fn refund(rate: &Rate, mut locked: Locked<'_>, requests: u32, then: u64, now: u64) {
     let mut usage = Usage::load(locked.at, locked.words());
-    usage.refund(rate, requests, then);
+    usage.refund(rate, requests, then, now);
     usage.store(&mut locked);
 }

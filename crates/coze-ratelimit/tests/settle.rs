@@ -115,6 +115,25 @@ async fn what_was_noted_counts_however_the_request_ended_else_the_estimate_or_no
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_has_drained_gives_nobody_back_what_others_used_since() {
+    let limits = Limits::new().level(tokens(100));
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(ask(&limits, "u", 100).expect("a full minute later"));
+        time::advance(60 * SECOND).await;
+    }
+    held.push(ask(&limits, "u", 100).expect("a full minute later"));
+    let newest = held.pop();
+    drop(held);
+    assert_eq!(left(&limits, "u"), 0, "they had drained before");
+    time::advance(45 * SECOND).await;
+    assert_eq!(left(&limits, "u"), 75);
+    assert!(ask(&limits, "u", 75).map(Limits::completed).is_ok());
+    drop(newest);
+    assert_eq!(left(&limits, "u"), 25, "as much of it as was left");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_debt_is_waited_for_and_has_a_bound() {
     let limits = Limits::new().level(tokens(60));
     let owe = |cost| {
@@ -211,22 +230,37 @@ async fn the_end_of_a_stream_settles_what_its_handler_noted() {
     assert_eq!(left(&limits, "u"), 75);
 }
 
+/// So many requests, burst, in so many nanoseconds.
+type Budget = (u32, u32, u128);
+
 /// What is booked of one key, and the promise over it, spelled out: when, and how much.
 #[derive(Default)]
 struct Model {
+    /// In units of the bucket, of which a request is as many as a period has nanoseconds.
     booked: Vec<(u128, i128)>,
     /// What counts in the window: what was given back counts no more.
     counted: Vec<(u128, i128)>,
 }
 
 impl Model {
+    fn book(&mut self, (.., period): Budget, cost: i128, now: u128) {
+        self.booked.push((now, cost * i128::try_from(period).expect("short")));
+    }
+
+    /// Gives back of what was taken, no more than is left of a full bucket of then.
+    fn give_back(&mut self, (requests, burst, period): Budget, cost: i128, then: u128, now: u128) {
+        let [full, drained] = [u128::from(burst) * period, u128::from(requests) * (now - then)];
+        let left = i128::try_from(full.saturating_sub(drained)).expect("short");
+        self.booked.push((now, -left.min(cost * i128::try_from(period).expect("short"))));
+    }
+
     /// Whether a cost fits: no stretch of time that ends now has more booked than there is.
-    fn fits(&self, (requests, burst, period): (u32, u32, u128), cost: u32, now: u128) -> bool {
+    fn fits(&self, (requests, burst, period): Budget, cost: u32, now: u128) -> bool {
         let in_bucket = (0..=self.booked.len()).all(|first| {
             let booked: i128 = self.booked[first..].iter().map(|(_, cost)| cost).sum();
             let since = self.booked.get(first).map_or(now, |(at, _)| *at);
             let drained = i128::from(requests) * i128::try_from(now - since).expect("short");
-            (booked + i128::from(cost) - i128::from(burst)) * i128::try_from(period).expect("short") <= drained
+            booked + (i128::from(cost) - i128::from(burst)) * i128::try_from(period).expect("short") <= drained
         });
         let slice = 100_000_000;
         let live = self.counted.iter().filter(|(at, _)| at / slice + 10 > now / slice);
@@ -274,12 +308,13 @@ proptest! {
                         prop_assert_eq!(outcome.is_ok(), fits, "{} at {} ns", estimate, now);
                         match outcome {
                             Ok(permit) => {
-                                let places = models.each_mut().map(|model| {
-                                    model.booked.push((now, estimate.into()));
+                                let mut places = [0; 2];
+                                for ((model, quota), place) in models.iter_mut().zip(quotas).zip(&mut places) {
+                                    model.book(quota, estimate.into(), now);
+                                    *place = model.counted.len();
                                     model.counted.push((now, estimate.into()));
-                                    model.counted.len() - 1
-                                });
-                                held.push((permit, context, estimate, places));
+                                }
+                                held.push((permit, context, estimate, now, places));
                             }
                             Err(error) => {
                                 let then = now + error.retry_after().expect("a time").as_nanos();
@@ -290,16 +325,18 @@ proptest! {
                     }
                     Step::End { request, noted, is_complete, .. } => {
                         let Some(ended) = request.checked_rem(held.len()) else { continue };
-                        let (permit, context, estimate, places) = held.swap_remove(ended);
+                        let (permit, context, estimate, then, places) = held.swap_remove(ended);
                         let cost = noted.unwrap_or(if is_complete { estimate } else { 0 });
                         noted.into_iter().for_each(|cost| context.cost.set(cost).expect("empty"));
                         if is_complete { Limits::completed(permit) } else { drop(permit) }
                         let difference = i128::from(cost) - i128::from(estimate);
-                        for (model, place) in models.iter_mut().zip(places) {
-                            model.booked.push((now, difference));
-                            match difference {
-                                ..0 => model.counted[place].1 += difference,
-                                _ => model.counted.push((now, difference)),
+                        for ((model, quota), place) in models.iter_mut().zip(quotas).zip(places) {
+                            if difference < 0 {
+                                model.give_back(quota, -difference, then, now);
+                                model.counted[place].1 += difference;
+                            } else {
+                                model.book(quota, difference, now);
+                                model.counted.push((now, difference));
                             }
                         }
                     }
