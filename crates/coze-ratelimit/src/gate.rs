@@ -56,14 +56,14 @@ impl Gate {
         (cost > 0).then(|| Demand { quota: *quota, cost, ask, hash: self.cells.hash(&key) })
     }
 
-    /// The refusal of a demand behind others that take so much first.
-    pub(crate) fn behind(&self, demand: &Demand, ahead: u32, now: u64) -> Refusal {
+    /// The refusal of a demand behind others that take so much first; `None` if there are none, and it fits now.
+    pub(crate) fn behind(&self, demand: &Demand, ahead: Option<u32>, now: u64) -> Option<Refusal> {
         let Demand { quota, cost, ask, hash } = *demand;
         let (wait, reset) = match cost > quota.most() {
             true => (NEVER, 0),
             false => slot::wait_behind(&quota, self.cells.known(hash), ahead, ask, now),
         };
-        demand.refusal(&self.level, wait, reset)
+        (wait > 0).then(|| demand.refusal(&self.level, wait, reset))
     }
 }
 

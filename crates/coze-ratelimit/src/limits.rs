@@ -223,15 +223,20 @@ impl Limits {
         Ok(Decision::Wait(LimitsFuture::new(self.clone(), demands, context.clone(), ticket, until, &refusal)))
     }
 
-    /// The refusal of a request behind those who came before; `None` if nobody waits for what it asks for.
+    /// The refusal of a request behind those who came before; `None` if nobody waits for what it asks for. It may be that of a level at
+    /// which nobody is before it: there is no use in waiting where it would be refused in the end.
     pub(crate) fn behind(&self, demands: &Demands, ticket: u64, now: Instant) -> Option<Refusal> {
         let now = nanos(&self.inner.beginning, now);
-        let refusals = demands.iter().filter_map(|(gate, demand)| {
-            let ahead = self.inner.line.ahead(ticket, key(gate, demand))?;
-            Some(gate.behind(demand, ahead, now))
+        let mut is_behind = false;
+        let refusing = demands.iter().filter(|(gate, _)| !gate.level.is_reported);
+        let refusals = refusing.filter_map(|(gate, demand)| {
+            let ahead = self.inner.line.ahead(ticket, key(gate, demand));
+            is_behind |= ahead.is_some();
+            gate.behind(demand, ahead, now)
         });
         // The first among equals.
-        refusals.reduce(|longest, next| if next.wait > longest.wait { next } else { longest })
+        let longest = refusals.reduce(|longest, next| if next.wait > longest.wait { next } else { longest });
+        longest.filter(|_| is_behind)
     }
 
     pub(crate) fn line(&self) -> &Line {

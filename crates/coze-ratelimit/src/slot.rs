@@ -91,20 +91,23 @@ pub(crate) fn wait(quota: &Quota, locked: &Locked<'_>, requests: u32, now: u64) 
     }
 }
 
-/// [`Slot::wait`] behind others that take so many first. A key that is not known has used nothing, or is in the sketch; then it is too
-/// short, and who waits by it asks again.
+/// [`Slot::wait`] behind others, if there are any, that take so many first. A key that is not known has used nothing, or is in the sketch;
+/// then it is too short, and who waits by it asks again.
 #[cold]
 pub(crate) fn wait_behind(
     quota: &Quota,
     locked: Option<Locked<'_>>,
-    ahead: u32,
+    ahead: Option<u32>,
     requests: u32,
     now: u64,
 ) -> (u64, u64) {
+    if ahead.is_none() && locked.as_ref().is_none_or(|locked| next(quota, locked, requests, 0, now).is_some()) {
+        return (0, 0);
+    }
     let Quota::Rate(rate) = quota else { return (cell::ANOTHER_TRY, cell::ANOTHER_TRY) };
     let usage = locked.map_or_else(Usage::default, |locked| Usage::load(locked.at, locked.words()));
     // Never zero: those ahead have not taken it yet.
-    (usage.wait_behind(rate, ahead, requests, now).max(1), usage.reset(rate, now).max(1))
+    (usage.wait_behind(rate, ahead.unwrap_or(0), requests, now).max(1), usage.reset(rate, now).max(1))
 }
 
 /// [`Slot::take`] of one cell that no other key shares, after [`next`].

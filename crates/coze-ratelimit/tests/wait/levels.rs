@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use coze_ratelimit::{Decision, Level, Limits, Quota, Rate};
+use coze_ratelimit::{Class, Decision, Level, Limits, Quota, Rate};
 use tokio::{
     task::JoinSet,
     time::{self, Instant},
 };
 
-use crate::{MS, SECOND, context, decide, n, now, rate};
+use crate::{MS, SECOND, admitted, context, cost, decide, n, now, poll, rate, reason_and_wait, waits};
 
 /// Sends a request for each of the users. Those that are admitted end at once, and tell their names and when.
 fn send(limits: &Limits, users: &[&'static str], tasks: &mut JoinSet<(&'static str, Duration)>, start: Instant) {
@@ -71,4 +71,41 @@ async fn whoever_waits_behind_one_who_came_before_goes_on_when_that_is_gone() {
     let ended = tasks.join_all().await;
     assert_eq!(ended, [("x", 15 * SECOND), ("u", 15 * SECOND), ("u", 25 * SECOND)]);
     assert_eq!(limits.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_behind_others_is_refused_at_once_for_what_another_level_will_never_have_or_too_late() {
+    let limits = Limits::new()
+        .level(Level::global("app", rate(10)).cost(cost))
+        .level(Level::per_user("user", Rate::per_minute(n(6)).burst(n(6))).cost(cost))
+        .wait(20 * SECOND, 100);
+    for (user, cost) in [("u", 6), ("v", 4)] {
+        now(decide(&limits, &context(user), cost)).expect("there is room");
+    }
+    let _waiting = waits(decide(&limits, &context("x"), 5));
+    let error = now(decide(&limits, &context("y"), 7)).expect_err("seven of six");
+    assert_eq!(error.reason(), "cost_above_quota");
+    let error = now(decide(&limits, &context("u"), 3)).expect_err("one in ten seconds");
+    assert_eq!(reason_and_wait(&error), ("rate_limited", 30 * SECOND));
+    let _in_time = waits(decide(&limits, &context("u"), 1));
+    assert_eq!(limits.waiting(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_level_that_has_room_and_no_line_delays_and_sheds_nobody_who_waits_for_another() {
+    let limits = Limits::new()
+        .level(Level::global("shed", rate(100)).shed(|_, _| Class::Low))
+        .level(Level::global("reported", rate(1)).cost(cost).report_only())
+        .level(Level::per_user("at once", Quota::Concurrency(n(1))))
+        .level(Level::global("app", rate(10)).cost(cost))
+        .wait(60 * SECOND, 100);
+    now(decide(&limits, &context("u"), 10)).expect("all of it");
+    let mut large = waits(decide(&limits, &context("x"), 10));
+    time::advance(SECOND).await;
+    // There is room everywhere, but it is that of the one before.
+    let mut small = waits(decide(&limits, &context("y"), 2));
+    admitted(&mut large);
+    assert!(poll(&mut small).is_pending());
+    time::advance(SECOND).await;
+    admitted(&mut small);
 }
