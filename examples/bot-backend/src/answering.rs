@@ -185,7 +185,6 @@ impl App {
         let mut known = self.platform_conversation(message).await?;
         let [mut wait, longest] = RUNNING;
         loop {
-            let sent = Instant::now();
             match self.chat(platform, context, message, known.as_deref(), pieces, progress).await {
                 // The platform forgot the conversation, and nothing has run: it goes on in a new one.
                 Err(error) if known.is_some() && error.reason() == "conversation_not_found" => {
@@ -200,7 +199,7 @@ impl App {
                     sleep(wait).await;
                     wait = longest.min(2 * wait);
                 }
-                ended => return ended.inspect_err(|error| platform.heard(context, sent, error)),
+                ended => return ended,
             }
         }
     }
@@ -225,10 +224,11 @@ impl App {
         if bot.stream {
             return self.streamed(platform, context, message, question, pieces, progress).await;
         }
+        let sent = Instant::now();
         let running = platform.create(context, question).await?;
         progress.started(&running);
         self.remember(message, known, &running).await?;
-        let ended = platform.wait(context, &running).await?;
+        let ended = platform.wait(context, &running, sent).await?;
         progress.is_over.store(true, Ordering::Relaxed);
         let usage = ended?;
         let content = platform.answer(context, &running).await?;
@@ -246,7 +246,9 @@ impl App {
         pieces: &mpsc::Sender<Piece>,
         progress: &Progress,
     ) -> Result<Answer, Error> {
+        let sent = Instant::now();
         let mut stream = platform.stream(context, question).await?;
+        let heard = |error: &Error| platform.heard(context, sent, error);
         let mut content = String::new();
         // The pieces of a message whose whole has not come yet.
         let mut partial = String::new();
@@ -275,14 +277,14 @@ impl App {
                 }
                 Ok(Some(Step::Over(ended))) => {
                     progress.is_over.store(true, Ordering::Relaxed);
-                    usage = Some(ended?);
+                    usage = Some(ended.inspect_err(heard)?);
                 }
                 Ok(Some(Step::Done)) => {
                     progress.is_over.store(true, Ordering::Relaxed);
                     usage.get_or_insert_default();
                 }
                 Ok(None) if usage.is_none() => return Err(cut()),
-                Err(error) if usage.is_none() => return Err(error),
+                Err(error) if usage.is_none() => return Err(error).inspect_err(heard),
                 // The answer is complete, however the stream ends.
                 Ok(None) | Err(_) => break,
             }

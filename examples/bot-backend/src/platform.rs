@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use coze_core::{BoxError, Context, Error, Kind};
+use coze_core::{BoxError, Context, Error, Kind, Retry};
 use coze_errmap::from_status;
 use coze_ratelimit::{Benefits, Pace};
 use http::{HeaderMap, Method, Request, Response, Uri, header};
@@ -70,6 +70,7 @@ impl Platform {
     /// Asks for a streamed answer.
     pub(crate) async fn stream(&self, context: &Context, question: Question<'_>) -> Result<ChatStream, Error> {
         let (path, body) = chat_request(question, true);
+        let sent = Instant::now();
         let response = self.send(context, Method::POST, &path, Some(body)).await?;
         let logid = logid(response.headers());
         // An error comes as JSON, although a stream was asked for.
@@ -78,6 +79,7 @@ impl Platform {
                 Ok(_) => nonsense("the platform answered without the stream it was asked for"),
                 Err(error) => error,
             };
+            self.heard(context, sent, &error);
             return Err(error);
         }
         Ok(ChatStream { body: response.into_body(), logid, parser: Default::default(), input: Bytes::new() })
@@ -86,8 +88,10 @@ impl Platform {
     /// Asks for an answer that is fetched when it is there.
     pub(crate) async fn create(&self, context: &Context, question: Question<'_>) -> Result<Running, Error> {
         let (path, body) = chat_request(question, false);
+        let sent = Instant::now();
         let (chat, logid) = self.ask::<Chat>(context, Method::POST, &path, Some(body)).await?;
         if let Some(Err(error)) = chat.verdict(logid.as_deref())? {
+            self.heard(context, sent, &error);
             return Err(error);
         }
         if chat.id.is_empty() || chat.conversation_id.is_empty() {
@@ -96,15 +100,28 @@ impl Platform {
         Ok(Running { conversation: chat.conversation_id, chat: chat.id })
     }
 
-    /// Waits for the end of a chat, however long that is, with one look a second. The inner result is how it ended.
-    pub(crate) async fn wait(&self, context: &Context, running: &Running) -> Result<Result<Usage, Error>, Error> {
+    /// Waits for the end of a chat that was begun at `sent`, however long that is, with one look a second. The inner result is how
+    /// it ended.
+    pub(crate) async fn wait(
+        &self,
+        context: &Context,
+        running: &Running,
+        sent: Instant,
+    ) -> Result<Result<Usage, Error>, Error> {
         let path = format!("/v3/chat/retrieve?{}", ids(running));
         loop {
-            let (chat, logid) = self.ask::<Chat>(context, Method::GET, &path, None).await?;
+            let look = self.ask::<Chat>(context, Method::GET, &path, None).await;
+            let (chat, logid) = look.inspect_err(|error| {
+                // Where errmap has read that the chat failed, it says that another look is of no use. It does not say so where
+                // there was no room for this look, which the layer has heard.
+                if error.retry() == Retry::Never {
+                    self.heard(context, sent, error);
+                }
+            })?;
             // From its answer on: nobody knows how long the look waited for its turn.
             let next = Instant::now() + POLL;
             if let Some(verdict) = chat.verdict(logid.as_deref())? {
-                return Ok(verdict);
+                return Ok(verdict.inspect_err(|error| self.heard(context, sent, error)));
             }
             sleep_until(next).await;
         }
@@ -135,10 +152,14 @@ impl Platform {
         &self.pace
     }
 
-    /// A chat that was begun at `sent` failed: if that was for a limit, no layer has seen it.
+    /// A chat that was begun at `sent` failed, as no layer has seen: what an event of its stream, or its own status says.
     pub(crate) fn heard(&self, context: &Context, sent: Instant, error: &Error) {
+        self.heard_of(context, Method::POST, Uri::from_static("/v3/chat"), sent, error);
+    }
+
+    fn heard_of(&self, context: &Context, method: Method, uri: Uri, sent: Instant, error: &Error) {
         let (mut parts, ()) = Request::new(()).into_parts();
-        (parts.method, parts.uri) = (Method::POST, Uri::from_static("/v3/chat"));
+        (parts.method, parts.uri) = (method, uri);
         self.pace.heard(&parts, context, sent.into(), error);
     }
 
@@ -149,9 +170,17 @@ impl Platform {
         path: &str,
         body: Option<Value>,
     ) -> Result<(T, Option<String>), Error> {
+        let (sent, of) = (Instant::now(), method.clone());
         let response = self.send(context, method, path, body).await?;
         let logid = logid(response.headers());
-        Ok((read(response, logid.as_deref()).await?, logid))
+        match read(response, logid.as_deref()).await {
+            Ok(answer) => Ok((answer, logid)),
+            Err(error) => {
+                // A code that came too late in the body for the layers.
+                self.heard_of(context, of, path.parse().unwrap_or_default(), sent, &error);
+                Err(error)
+            }
+        }
     }
 
     /// One call, with a context of its own: what becomes of it is not what becomes of the request it is for.
@@ -248,5 +277,60 @@ fn typed(error: BoxError) -> Error {
         Err(error) => Error::new(Kind::Unavailable, "platform_unreachable")
             .with_message("the platform cannot be reached")
             .with_source(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coze_errmap::from_platform;
+    use coze_ratelimit::{PaceRate, PlatformPlan};
+    use tower::service_fn;
+
+    use super::*;
+
+    const BEGAN: &str = r#"{"code":0,"data":{"id":"1","conversation_id":"2","status":"in_progress"}}"#;
+    const FAILED: &str = r#"{"code":0,"data":{"id":"1","status":"failed","last_error":{"code":702112103}}}"#;
+    const BUSY: &str = r#"{"code":4009,"msg":"busy"}"#;
+
+    type Answer = fn() -> Result<&'static str, Error>;
+
+    fn of(code: i64) -> Error {
+        from_platform(code, "", None)
+    }
+
+    /// Which levels are slower than they were once a chat was begun and looked at, where this answers to both.
+    async fn slower(chat: Answer, look: Answer) -> Vec<&'static str> {
+        let pace = Pace::platform(PlatformPlan::Team);
+        pace.set("app", Some(PaceRate::per_second(200.try_into().expect("not zero")))).expect("a level");
+        let levels = ["chat", "bot", "workflow", "upload", "model", "app"];
+        let rates = || levels.map(|level| pace.per_second(level));
+        let was = rates();
+        let stack = service_fn(move |request: Request<Full<Bytes>>| {
+            let answer = if request.uri().path() == "/v3/chat" { chat() } else { look() };
+            std::future::ready(answer.map(|body| Response::new(Full::new(Bytes::from(body)))))
+        });
+        let platform = Platform::new("http://localhost".parse().expect("a URL"), stack, pace.clone());
+        let question = Question { bot: "b", user: "u", conversation: None, content: "hello" };
+        let (context, sent) = (Context::new(), Instant::now());
+        if let Ok(running) = platform.create(&context, question).await {
+            let ended = platform.wait(&context, &running, sent).await;
+            assert!(!matches!(ended, Ok(Ok(_))));
+        }
+        levels.into_iter().zip(was.into_iter().zip(rates())).filter(|(_, (was, is))| was != is).map(|of| of.0).collect()
+    }
+
+    #[tokio::test]
+    async fn a_refusal_that_no_layer_saw_is_told_to_the_call_it_is_about() {
+        // What a layer made an error of, it has heard.
+        assert!(slower(|| Err(of(4009)), || Ok(BEGAN)).await.is_empty());
+        assert!(slower(|| Ok(BEGAN), || Err(of(4009).with_retry_after(Duration::from_secs(30)))).await.is_empty());
+        assert!(slower(|| Ok(BEGAN), || Err(from_status(http::StatusCode::TOO_MANY_REQUESTS))).await.is_empty());
+        // A code in a body that no layer read is of the call itself.
+        assert_eq!(slower(|| Ok(BUSY), || Ok(BEGAN)).await, ["chat"]);
+        assert_eq!(slower(|| Ok(BEGAN), || Ok(BUSY)).await, ["app"]);
+        // How the chat ended is about the chat, whoever read it.
+        assert_eq!(slower(|| Ok(FAILED), || Ok(BEGAN)).await, ["model"]);
+        assert_eq!(slower(|| Ok(BEGAN), || Ok(FAILED)).await, ["model"]);
+        assert_eq!(slower(|| Ok(BEGAN), || Err(of(702_112_103).with_retry(Retry::Never))).await, ["model"]);
     }
 }

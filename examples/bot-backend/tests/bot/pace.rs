@@ -188,3 +188,18 @@ async fn what_a_chat_says_of_its_model_slows_down_what_runs_models() {
         assert!(metrics.text().contains(line), "{bot}: {}", metrics.text());
     }
 }
+
+#[tokio::test]
+async fn a_look_that_is_refused_does_not_slow_down_chats() {
+    let world = World::with(Config::default(), |config| {
+        config.pace.plan = "team".parse().ok();
+        config.retry.tries = 0;
+    })
+    .await;
+    let headers = [("Retry-After".to_owned(), "30".to_owned())].into();
+    world.fault("/v3/chat/retrieve", FaultKind::Status { status: 429, body: None, headers });
+    assert_eq!(world.send(POLLING, "hello").await.status, 429);
+    let metrics = world.http.get(&format!("{}/metrics", world.bot.url())).await;
+    let line = "coze_ratelimit_pace_per_second{level=\"chat\"} 179.9";
+    assert!(metrics.text().contains(line), "{}", metrics.text());
+}
