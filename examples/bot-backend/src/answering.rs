@@ -136,26 +136,25 @@ impl App {
                 Piece::Failed(error)
             }
         };
-        if beginning.is_none() && (progress.chat.get().is_none() || progress.is_over.load(Ordering::Relaxed)) {
-            // The next one does not wait for this one's reader.
-            turn = None;
-        }
-        send(&pieces, last).await;
-        if let Some(beginning) = beginning {
-            let heard = async {
-                tokio::select! {
-                    _ = beginning => {}
-                    _ = progress.chat.wait() => {}
-                }
-            };
-            let _ = timeout(HEAR, heard).await;
-        }
-        if let (Answerer::Platform(platform), Some(chat)) = (&self.answerer, progress.chat.get())
-            && !progress.is_over.load(Ordering::Relaxed)
-        {
-            cancel(platform, &context, chat).await;
-        }
-        drop(turn);
+        let ending = async {
+            if let Some(beginning) = beginning {
+                let heard = async {
+                    tokio::select! {
+                        _ = beginning => {}
+                        _ = progress.chat.wait() => {}
+                    }
+                };
+                let _ = timeout(HEAR, heard).await;
+            }
+            if let (Answerer::Platform(platform), Some(chat)) = (&self.answerer, progress.chat.get())
+                && !progress.is_over.load(Ordering::Relaxed)
+            {
+                cancel(platform, &context, chat).await;
+            }
+            drop(turn);
+        };
+        // Neither the platform nor the next one in the conversation waits for a reader who has stopped.
+        tokio::join!(send(&pieces, last), ending);
     }
 
     /// Stores how a try ended, with some patience: what is lost here is lost.

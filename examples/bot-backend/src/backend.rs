@@ -162,3 +162,64 @@ fn probes(readiness: Arc<Readiness>, metrics: Option<PrometheusHandle>) -> Route
             }),
         )
 }
+
+#[cfg(test)]
+mod tests {
+    use coze_core::{BotId, Context};
+    use coze_sim::{BOT, Sim, TOKEN};
+    use tokio::time::interval;
+
+    use super::*;
+    use crate::{
+        answering::Piece,
+        config::{Bot, Secret},
+        message::Message,
+    };
+
+    #[tokio::test]
+    async fn a_reader_who_stops_holds_up_neither_the_platform_nor_the_next_one_in_the_conversation() {
+        let pace = coze_sim::Pace { chunk_chars: 1, chunk_delay: Duration::from_millis(5), ..Default::default() };
+        let sim = Sim::start(coze_sim::Config { pace, ..Default::default() }).await.expect("a free port");
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let id = BotId::new(BOT).expect("valid");
+        let mut config = Config { listen: ([127, 0, 0, 1], 0).into(), ..Config::default() };
+        config.platform.url = sim.url().parse().expect("a URL");
+        config.platform.token = Some(Secret::new(TOKEN));
+        config.storage.conversations = Secret::new(&format!("sqlite://{}/bot.db", folder.path().display()));
+        config.http.request_timeout = Duration::from_secs(1);
+        config.bots = vec![Bot {
+            id: id.clone(),
+            tenant: TenantId::new("acme").expect("valid"),
+            webhook_keys: vec![Secret::new("key")],
+            verify_tokens: vec![],
+            platform_bot_id: None,
+            stream: true,
+            concurrency: None,
+            user_per_second: None,
+        }];
+        let bot = Backend::start(&config, false).await.expect("started");
+        let message = |content: &str| {
+            let body = serde_json::json!({ "bot_id": BOT, "conversation_id": "c", "user_id": "u", "content": content });
+            Message::parse(body.to_string().as_bytes(), &id).expect("valid")
+        };
+        let context = Context::new();
+        context.tenant.set(TenantId::new("acme").expect("valid")).expect("empty");
+        context.bot.set(id.clone()).expect("empty");
+
+        let unread = bot.app.answer(&context, message(&"x".repeat(2000)));
+        let is_cancelled = async {
+            let mut looks = interval(Duration::from_millis(10));
+            while sim.counts().requests("POST /v3/chat/cancel") == 0 {
+                looks.tick().await;
+            }
+        };
+        timeout(Duration::from_secs(10), is_cancelled).await.expect("cancelled");
+        let mut next = bot.app.answer(&context, message("hello"));
+        let mut last = None;
+        while let Some(piece) = next.recv().await {
+            last = Some(piece);
+        }
+        assert!(matches!(last, Some(Piece::Done(_))), "{last:?}");
+        assert!(unread.len() > 1, "nobody read it");
+    }
+}
