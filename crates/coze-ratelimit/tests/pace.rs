@@ -327,8 +327,9 @@ async fn limits_are_taken_over_from_the_platform() {
     let told = [("chat", Some(60)), ("workflow", None), ("plugin", Some(5))];
     let calls_per_second = told.map(|(resource, calls)| (resource.to_owned(), calls)).to_vec();
     pace.learn(&Benefits { plan: Some(PlatformPlan::Team), calls_per_second });
-    let calls = ["chat", "workflow", "upload", "model", "plugin"].map(|level| pace.per_second(level).map(f64::round));
-    assert_eq!(calls, [Some(54.0), Some(f64::INFINITY), Some(18.0), Some(75.0), None]);
+    let levels = ["chat", "bot", "workflow", "upload", "model", "plugin"];
+    let calls = levels.map(|level| pace.per_second(level).map(f64::round));
+    assert_eq!(calls, [Some(54.0), Some(54.0), Some(f64::INFINITY), Some(18.0), Some(75.0), None]);
 }
 
 #[tokio::test(start_paused = true)]

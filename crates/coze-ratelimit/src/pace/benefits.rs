@@ -17,11 +17,14 @@ pub struct Benefits {
 
 impl Benefits {
     /// What that means for the levels of a plan, by their names: the limits of the plan, unless a resource of the name has another;
-    /// and those of the other resources.
+    /// and those of the other resources. That of `chat` is the one of `bot` too.
     #[must_use]
     pub fn rates(&self) -> Vec<(&str, Option<PaceRate>)> {
         let told = self.calls_per_second.iter();
         let told = told.map(|(name, calls)| (name.as_str(), calls.and_then(NonZeroU32::new).map(PaceRate::per_second)));
+        // A bot has no limit of its own: all chats may be of one.
+        let told =
+            told.flat_map(|(name, rate)| [Some((name, rate)), (name == "chat").then_some(("bot", rate))]).flatten();
         let of_plan = self.plan.map(PlatformPlan::levels).unwrap_or_default().into_iter();
         let mut rates: Vec<_> = of_plan.map(|level| (level.name, level.rate)).collect();
         for (name, rate) in told {
