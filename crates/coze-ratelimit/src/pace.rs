@@ -45,7 +45,8 @@ use state::{Place, Places, State};
 /// minutes unless the platform says how long; then one call finds out. Answers to calls that were sent before the last of this
 /// say nothing any more, so that many refusals of one moment count once.
 ///
-/// Clones share it all. Waiting needs a runtime of tokio, in which a task wakes those whose turn has come.
+/// Clones share it all. Waiting needs a runtime of tokio, in which a task wakes those whose turn has come; where that ends with its
+/// runtime, the next call that waits begins another.
 ///
 /// ```
 /// use std::num::NonZeroU32;

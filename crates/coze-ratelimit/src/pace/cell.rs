@@ -41,7 +41,7 @@ pub(crate) enum Signal {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cell {
     pub(crate) speed: Speed,
-    /// Those who wait for it.
+    /// Those who wait for it, and not for longer elsewhere.
     pub(crate) waiting: u32,
     /// When the next call was due if none came early: the theoretical arrival time of the generic cell rate algorithm.
     next: u64,

@@ -14,6 +14,7 @@ use super::{
     cell::nanos,
     signal,
     state::{Asked, Places, turn},
+    turn::Ticket,
 };
 use crate::{Decision, Policy};
 
@@ -40,16 +41,21 @@ impl Policy for Pace {
         let is_first = told.is_some() && !std::mem::replace(&mut state.is_driven, true);
         drop(state);
 
+        let driving = is_first.then(|| Driving { pace: self.clone(), is_over: false });
         self.tell(gone, at);
         match asked {
             Asked::Go(places) => Decision::Now(Ok(self.permit(places, at))),
-            Asked::Wait(ticket) => {
-                match is_first {
-                    true => drop(tokio::spawn(drive(self.clone()))),
-                    false => self.shared.wake.notify_one(),
-                }
+            Asked::Wait { ticket, is_next } => {
+                let waiting = Ticket { pace: self.clone(), number: ticket };
                 let told = told.expect("whoever waits is told");
-                Decision::Wait(PaceFuture::new(told, sleep_until(latest.into()), self.clone(), ticket))
+                // It panics where there is no runtime: then what was begun above ends here.
+                let future = PaceFuture::new(waiting, told, sleep_until(latest.into()));
+                match driving {
+                    Some(driving) => drop(tokio::spawn(drive(driving))),
+                    None if is_next => self.shared.wake.notify_one(),
+                    None => {}
+                }
+                Decision::Wait(future)
             }
             Asked::TooLate(places) => Decision::Now(Err(refusal(&places, at, TOO_LATE))),
             Asked::Full(places) => Decision::Now(Err(refusal(&places, at, FULL))),
@@ -93,18 +99,24 @@ impl Shared {
     }
 }
 
-/// Runs while somebody waits.
-async fn drive(pace: Pace) {
-    // Where the runtime ends first, the next call begins anew.
-    struct Driving<'a>(Option<&'a Pace>);
-    impl Drop for Driving<'_> {
-        fn drop(&mut self) {
-            if let Some(pace) = self.0 {
-                pace.state().is_driven = false;
-            }
+/// That a task drives the pace. Where its runtime ends first, even before it runs, the next call begins anew.
+struct Driving {
+    pace: Pace,
+    /// Nobody waits any more, and the state says so.
+    is_over: bool,
+}
+
+impl Drop for Driving {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.pace.state().is_driven = false;
         }
     }
-    let mut driving = Driving(Some(&pace));
+}
+
+/// Runs while somebody waits.
+async fn drive(mut driving: Driving) {
+    let pace = driving.pace.clone();
     loop {
         let now = pace.shared.nanos(Clock::now().into_std());
         let (gone, due) = {
@@ -116,7 +128,7 @@ async fn drive(pace: Pace) {
             (gone, due)
         };
         pace.tell(gone, now);
-        let Some(due) = due else { break driving.0 = None };
+        let Some(due) = due else { break driving.is_over = true };
         tokio::select! {
             () = sleep_until(pace.shared.instant(due)) => {}
             () = pace.shared.wake.notified() => {}

@@ -67,7 +67,7 @@ impl Play {
                 self.sent.insert(number, (self.now, places));
                 None
             }
-            Asked::Wait(ticket) => Some(ticket),
+            Asked::Wait { ticket, .. } => Some(ticket),
             Asked::TooLate(_) | Asked::Full(_) => None,
         }
     }
@@ -118,6 +118,8 @@ proptest! {
         }
         play.run(u64::MAX / 2, late);
         prop_assert_eq!(play.sent.len() + left.len(), bots.len(), "who waits goes, who left does not");
+        let mut passed = play.sent.values().flat_map(|(_, places)| places);
+        prop_assert!(passed.all(|place| place.cell().waiting == 0), "nobody waits");
         prop_assert!(kept(&play.times(|_| true), app));
         for of in [None, Some(0), Some(1), Some(2)] {
             prop_assert!(of.is_none() || kept(&play.times(|number| bots[number] == of), bot));
@@ -280,6 +282,37 @@ fn nobody_waits_for_a_level_that_is_not_theirs() {
 }
 
 #[test]
+fn those_that_wait_for_a_paused_bot_are_in_nobodys_way() {
+    for is_paused_before in [true, false] {
+        let mut play = Play::new(state(per_second(10), per_second(10)));
+        let bot = play.state.places(&keys(Some(0)), 0).remove(1);
+        let pause = || bot.cell().refused(Signal::Slow(Some(1000 * SECOND)), 0, 0);
+        is_paused_before.then(pause);
+        (0..100).for_each(|number| _ = play.ask(number, Some(0), u64::MAX));
+        (!is_paused_before).then(pause);
+        play.run(SECOND, 0);
+        // Another bot's go one after the other, as if it were alone.
+        for number in 100..103 {
+            play.ask(number, Some(1), 300 * MS);
+        }
+        assert!(play.ask(103, Some(1), 300 * MS).is_none(), "its turn is a third of a second away");
+        play.run(2 * SECOND, 0);
+        assert!((100..103).all(|number| play.sent.contains_key(&number)) && !play.sent.contains_key(&103));
+        // They count where they wait.
+        assert!(play.ask(104, Some(0), 1005 * SECOND).is_none() && play.ask(105, Some(0), 1030 * SECOND).is_some());
+    }
+}
+
+#[test]
+fn those_that_wait_for_all_calls_count_for_all_bots() {
+    // A bot may have what all have: its calls wait for both.
+    let mut play = Play::new(state(per_second(10), per_second(10)));
+    (0..20).for_each(|number| _ = play.ask(number, Some(0), u64::MAX));
+    assert!(play.ask(20, Some(1), SECOND).is_none() && play.ask(21, None, SECOND).is_none());
+    assert!(play.ask(22, Some(1), 3 * SECOND).is_some() && play.ask(23, None, 3 * SECOND).is_some());
+}
+
+#[test]
 fn a_turn_that_would_come_too_late_is_refused_at_once_and_takes_nothing() {
     let mut play = Play::new(state(per_second(1), per_second(1)));
     let patience = 5 * SECOND;
@@ -299,7 +332,7 @@ fn so_many_wait_and_no_more() {
     play.state.max_waiting = 3;
     let places = play.state.places(&keys(None), 0);
     assert!(matches!(play.state.ask(places.clone(), 0, u64::MAX, || 0), Asked::Go(_)));
-    assert!((1..4).all(|number| matches!(play.state.ask(places.clone(), 0, u64::MAX, || number), Asked::Wait(_))));
+    assert!((1..4).all(|number| matches!(play.state.ask(places.clone(), 0, u64::MAX, || number), Asked::Wait { .. })));
     assert!(matches!(play.state.ask(places, 0, u64::MAX, || 4), Asked::Full(_)));
 }
 

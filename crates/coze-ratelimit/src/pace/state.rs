@@ -22,6 +22,9 @@ pub(crate) struct Place {
 /// What a call passes, in the order of the levels.
 pub(crate) type Places = SmallVec<[Arc<Place>; 6]>;
 
+/// In which of its places one that waits is counted among those that wait.
+type Counts = SmallVec<[bool; 6]>;
+
 /// The levels, and those that wait. `T` is how one of them is told.
 #[derive(Debug)]
 pub(crate) struct State<T> {
@@ -49,6 +52,7 @@ struct Keys {
 struct Waiting<T> {
     ticket: u64,
     places: Places,
+    counts: Counts,
     tell: T,
 }
 
@@ -56,8 +60,11 @@ struct Waiting<T> {
 #[derive(Debug)]
 pub(crate) enum Asked {
     Go(Places),
-    /// It is told when its turn has come.
-    Wait(u64),
+    /// It is told when its turn has come, which may be before that of all others.
+    Wait {
+        ticket: u64,
+        is_next: bool,
+    },
     /// Its turn would come later than it may.
     TooLate(Places),
     /// As many wait as may.
@@ -78,7 +85,8 @@ impl<T> State<T> {
 
     /// Adds a level, in the place of the one that has its name, else after the others.
     pub(crate) fn add(&mut self, level: PaceLevel) {
-        let level = Keys { rate: level.rate, level: Arc::new(level), keys: HashMap::new(), sweep_at: 64 };
+        let rate = level.rate;
+        let level = Keys { rate, level: Arc::new(level), keys: HashMap::new(), sweep_at: 64 };
         match self.levels.iter_mut().find(|known| known.level.name == level.level.name) {
             Some(known) => *known = level,
             None => self.levels.push(level),
@@ -119,16 +127,18 @@ impl<T> State<T> {
     pub(crate) fn advance(&mut self, now: u64) -> Vec<(T, Places)> {
         let mut gone = Vec::new();
         self.due = u64::MAX;
+        // What holds them up may be another place by now.
+        self.queue.iter().for_each(Waiting::leave);
         for _ in 0..self.queue.len() {
-            let waiting = self.queue.pop_front().expect("as many as were counted");
+            let mut waiting = self.queue.pop_front().expect("as many as were counted");
             match free_at(&waiting.places) {
                 free if free <= now => {
-                    leave(&waiting.places);
                     take(&waiting.places, now);
                     gone.push((waiting.tell, waiting.places));
                 }
                 free => {
                     self.due = self.due.min(free);
+                    waiting.counts = count(&waiting.places, turn(&waiting.places).1);
                     self.queue.push_back(waiting);
                 }
             }
@@ -150,27 +160,37 @@ impl<T> State<T> {
         if self.queue.len() >= self.max_waiting {
             return Asked::Full(places);
         }
-        if turn(&places).1 > latest {
+        let at = turn(&places).1;
+        if at > latest {
             return Asked::TooLate(places);
         }
-        places.iter().for_each(|place| place.cell().waiting += 1);
-        self.due = self.due.min(free_at(&places));
+        let free = free_at(&places);
+        let is_next = free < self.due;
+        self.due = self.due.min(free);
         self.tickets += 1;
-        self.queue.push_back(Waiting { ticket: self.tickets, places, tell: tell() });
-        Asked::Wait(self.tickets)
+        let (ticket, counts) = (self.tickets, count(&places, at));
+        self.queue.push_back(Waiting { ticket, places, counts, tell: tell() });
+        Asked::Wait { ticket, is_next }
     }
 
     /// One that waits goes away. It has taken nothing. None if it does not wait any more.
     pub(crate) fn leave(&mut self, ticket: u64) -> Option<Places> {
         let index = self.queue.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()?;
         let waiting = self.queue.remove(index)?;
-        leave(&waiting.places);
+        waiting.leave();
         Some(waiting.places)
     }
 
     #[cfg(test)]
     pub(crate) fn sizes(&self) -> (usize, usize) {
         (self.queue.len(), self.levels.iter().map(|keys| keys.keys.len()).sum())
+    }
+}
+
+impl<T> Waiting<T> {
+    /// It is counted no more.
+    fn leave(&self) {
+        self.places.iter().zip(&self.counts).for_each(|(place, counts)| place.cell().waiting -= u32::from(*counts));
     }
 }
 
@@ -210,6 +230,13 @@ fn take(places: &Places, now: u64) {
     places.iter().for_each(|place| place.cell().take(now));
 }
 
-fn leave(places: &Places) {
-    places.iter().for_each(|place| place.cell().waiting -= 1);
+/// Counts one whose turn comes at `at` where others wait for it: not where one more has its turn before, as that goes first.
+fn count(places: &Places, at: u64) -> Counts {
+    let counts = places.iter().map(|place| {
+        let mut cell = place.cell();
+        let counts = cell.free_after_all().saturating_add(cell.interval()) >= at;
+        cell.waiting += u32::from(counts);
+        counts
+    });
+    counts.collect()
 }

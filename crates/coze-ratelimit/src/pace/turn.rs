@@ -15,26 +15,30 @@ pin_project! {
     /// A call that waits for its turn. Dropped before, it has taken nothing.
     #[must_use = "futures do nothing unless polled"]
     pub struct PaceFuture {
+        // None once it waits no more.
+        waiting: Option<Ticket>,
         #[pin]
         told: oneshot::Receiver<PacePermit>,
         #[pin]
         latest: Sleep,
-        // None once it waits no more.
-        waiting: Option<(Pace, u64)>,
     }
+}
 
-    impl PinnedDrop for PaceFuture {
-        fn drop(this: Pin<&mut Self>) {
-            if let Some((pace, ticket)) = this.project().waiting.take() {
-                pace.state().leave(ticket);
-            }
-        }
+/// A place in the queue. Dropped, it is left, unless the turn came before.
+pub(super) struct Ticket {
+    pub(super) pace: Pace,
+    pub(super) number: u64,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.pace.state().leave(self.number);
     }
 }
 
 impl PaceFuture {
-    pub(super) fn new(told: oneshot::Receiver<PacePermit>, latest: Sleep, pace: Pace, ticket: u64) -> Self {
-        Self { told, latest, waiting: Some((pace, ticket)) }
+    pub(super) fn new(waiting: Ticket, told: oneshot::Receiver<PacePermit>, latest: Sleep) -> Self {
+        Self { waiting: Some(waiting), told, latest }
     }
 }
 
@@ -48,7 +52,7 @@ impl Future for PaceFuture {
             return Poll::Ready(told.map_err(|_| Error::new(Kind::Internal, "pace_lost")));
         }
         let is_late = this.waiting.is_some() && this.latest.poll(task).is_ready();
-        match this.waiting.take_if(|_| is_late).map(|(pace, ticket)| pace.give_up(ticket)) {
+        match this.waiting.take_if(|_| is_late).map(|ticket| ticket.pace.give_up(ticket.number)) {
             // It was slowed down meanwhile.
             Some(Some(refusal)) => Poll::Ready(Err(refusal)),
             // Its turn has just come: it is being told.
