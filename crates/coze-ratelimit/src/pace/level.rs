@@ -97,7 +97,7 @@ impl PaceLevel {
     }
 
     /// How many keys have a pace of their own at most, default 1024; further ones share one. A key that was not used lately, and
-    /// is not slowed down, gives its place to the next.
+    /// is not slowed down, gives its place to another within a second.
     #[must_use]
     pub fn max_keys(self, max_keys: usize) -> Self {
         Self { max_keys, ..self }

@@ -338,21 +338,25 @@ fn so_many_wait_and_no_more() {
 
 #[test]
 fn keys_are_bounded_and_idle_ones_give_way() {
-    let mut state = State::<usize>::new();
-    state.add(PaceLevel::new("user", per_second(1)).per_bot().max_keys(100));
-    let mut ask = |key: usize, now| {
-        let places = state.places(&[(0, key.to_string().into())], now);
-        let gone = matches!(state.ask(places, now, now, || key), Asked::Go(_));
-        (gone, state.sizes().1)
-    };
-    let mut gone = HashMap::<_, usize>::new();
-    for key in 0..1000 {
-        let (is_gone, size) = ask(key, 0);
-        *gone.entry(is_gone).or_default() += 1;
-        assert!(size <= 101);
+    for max_keys in [10, 100] {
+        let mut state = State::<usize>::new();
+        state.add(PaceLevel::new("user", per_second(10)).per_bot().max_keys(max_keys));
+        let mut ask = |key: usize, now| {
+            let places = state.places(&[(0, key.to_string().into())], now);
+            let gone = matches!(state.ask(places, now, now, || key), Asked::Go(_));
+            (gone, state.sizes().1)
+        };
+        let mut gone = HashMap::<_, usize>::new();
+        for key in 0..1000 {
+            let (is_gone, size) = ask(key, 0);
+            *gone.entry(is_gone).or_default() += 1;
+            assert!(size <= max_keys + 1);
+        }
+        // Those beyond the bound share one.
+        assert_eq!((gone[&true], gone[&false]), (max_keys + 1, 999 - max_keys));
+        // Soon all are idle, but one look a second is enough.
+        assert_eq!(ask(1000, SECOND / 2), (true, max_keys + 1));
+        assert_eq!(ask(1001, SECOND), (true, 1));
+        assert!((1002..1001 + max_keys).all(|key| ask(key, SECOND).0));
     }
-    // Those beyond the bound share one.
-    assert_eq!((gone[&true], gone[&false]), (101, 899));
-    // A minute later all are idle.
-    assert!((1000..1100).all(|key| ask(key, 60 * SECOND).0));
 }

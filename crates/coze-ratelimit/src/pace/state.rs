@@ -11,6 +11,9 @@ use smallvec::SmallVec;
 use super::cell::Cell;
 use crate::{PaceLevel, PaceRate};
 
+/// Where all keys are busy, the least time between two looks for idle ones.
+const SWEEP: u64 = 1_000_000_000;
+
 /// One key of one level. Shared by the level, those that wait, and those that are on their way.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -45,7 +48,9 @@ struct Keys {
     /// What holds now, as the other side said.
     rate: Option<PaceRate>,
     keys: HashMap<Box<str>, Arc<Place>>,
+    /// So many keys are worth a sweep, and before this time there is none.
     sweep_at: usize,
+    sweep_after: u64,
 }
 
 #[derive(Debug)]
@@ -86,7 +91,7 @@ impl<T> State<T> {
     /// Adds a level, in the place of the one that has its name, else after the others.
     pub(crate) fn add(&mut self, level: PaceLevel) {
         let rate = level.rate;
-        let level = Keys { rate, level: Arc::new(level), keys: HashMap::new(), sweep_at: 64 };
+        let level = Keys { rate, level: Arc::new(level), keys: HashMap::new(), sweep_at: 64, sweep_after: 0 };
         match self.levels.iter_mut().find(|known| known.level.name == level.level.name) {
             Some(known) => *known = level,
             None => self.levels.push(level),
@@ -199,9 +204,10 @@ impl Keys {
         if let Some(place) = self.keys.get(key) {
             return place.clone();
         }
-        if self.keys.len() >= self.sweep_at {
+        if self.keys.len() >= self.sweep_at.min(self.level.max_keys) && now >= self.sweep_after {
             self.keys.retain(|_, place| Arc::strong_count(place) > 1 || !place.cell().is_new(now));
-            self.sweep_at = (2 * self.keys.len()).clamp(64, self.level.max_keys.max(64));
+            self.sweep_at = (2 * self.keys.len()).max(64);
+            self.sweep_after = now.saturating_add(SWEEP);
         }
         // Beyond the bound all share one.
         let key = if self.keys.len() < self.level.max_keys { key } else { "" };
