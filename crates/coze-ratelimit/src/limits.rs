@@ -15,7 +15,7 @@ use crate::{
     Decision, Level, Permit, Plan, Policy, Quota, Rate,
     cells::Cells,
     gate::{self, Asking, Demand, Gate, Outcome, Refusal},
-    line::{LAST, Line},
+    line::{Key, LAST, Line},
     place::LATEST,
     wait::{Demands, LimitsFuture, key},
 };
@@ -237,6 +237,12 @@ impl Limits {
         // The first among equals.
         let longest = refusals.reduce(|longest, next| if next.wait > longest.wait { next } else { longest });
         longest.filter(|_| is_behind)
+    }
+
+    /// The refusal of a request by the level of this key, were it the only one.
+    pub(crate) fn refusal(&self, demands: &Demands, of: Key, now: Instant) -> Option<Refusal> {
+        let (gate, demand) = demands.iter().find(|(gate, demand)| key(gate, demand) == of)?;
+        gate.behind(demand, None, nanos(&self.inner.beginning, now))
     }
 
     pub(crate) fn line(&self) -> &Line {

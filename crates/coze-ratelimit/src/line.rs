@@ -20,6 +20,16 @@ pub(crate) type Key = (usize, u64);
 /// The ticket of one who comes now.
 pub(crate) const LAST: u64 = u64::MAX;
 
+/// Whether it is the turn of one who waits.
+pub(crate) enum Turn {
+    /// Nobody who came before waits for the same.
+    Now,
+    /// Somebody is before it where it stands: it will be woken when it is the first, or when something is given back to the first.
+    Behind,
+    /// It is the first where it stands, but somebody who came before waits for another key of its own.
+    Elsewhere { here: Key, there: (Key, u32) },
+}
+
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Line {
@@ -93,22 +103,24 @@ impl Line {
         is_new
     }
 
-    /// Whether nobody who came before waits for any of these keys. Else it waits behind one who does. It will be woken when it is the
-    /// first, or when something is given back to the first.
-    pub(crate) fn is_turn(&self, ticket: u64, keys: impl Iterator<Item = (Key, u32)>, waker: &Waker) -> bool {
+    /// Whether it is the turn of one who asks for all of these keys.
+    pub(crate) fn turn(&self, ticket: u64, mut keys: impl Iterator<Item = (Key, u32)>, waker: &Waker) -> Turn {
         let mut queues = self.lock();
         let before = queues.wakers.insert(ticket, waker.clone());
-        let place = queues.places.get(&ticket).copied();
-        let behind = keys.filter(|(key, _)| queues.ahead(ticket, *key).next().is_some());
-        // It stays where it is, if somebody is before it there.
-        let behind = behind.reduce(|first, other| if Some(other.0) == place { other } else { first });
-        let next = behind.and_then(|(key, cost)| queues.stand(ticket, key, cost));
+        let here = queues.places.get(&ticket).copied();
+        let behind = |key| queues.ahead(ticket, key).next().is_some();
+        let turn = match here {
+            Some(here) if behind(here) => Turn::Behind,
+            _ => {
+                let there = keys.find(|(key, _)| behind(*key));
+                there.zip(here).map_or(Turn::Now, |(there, here)| Turn::Elsewhere { here, there })
+            }
+        };
         drop(queues);
         drop(before);
-        next.into_iter().for_each(Waker::wake);
         // With those of `given_back`: whoever gives something back after this is seen to have done so, or sees that one waits.
         fence(SeqCst);
-        behind.is_none()
+        turn
     }
 
     /// Waits no longer.

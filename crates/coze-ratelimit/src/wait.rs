@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::{
     Limits, Permit,
     gate::{Demand, Gate, Refusal},
-    line::Key,
+    line::{Key, Turn},
 };
 
 /// What a request asks for.
@@ -67,12 +67,25 @@ impl Waiting {
         loop {
             let now = Instant::now();
             let keys = self.demands.iter().map(|(gate, demand)| (key(gate, demand), demand.cost));
-            let mut then = self.until;
-            if self.limits.line().is_turn(ticket, keys, task.waker()) {
-                let refusal = match self.limits.ask_again(&self.demands, &self.context, now.into_std()) {
+            let refusal = match self.limits.line().turn(ticket, keys, task.waker()) {
+                Turn::Now => match self.limits.ask_again(&self.demands, &self.context, now.into_std()) {
                     Ok(permit) => return Poll::Ready(Ok(permit)),
-                    Err(refusal) => refusal,
-                };
+                    Err(refusal) => Some(refusal),
+                },
+                Turn::Behind if now < self.until => None,
+                Turn::Behind => self.limits.behind(&self.demands, ticket, now.into_std()),
+                Turn::Elsewhere { here, there: (key, cost) } => {
+                    let refusal = self.limits.refusal(&self.demands, here, now.into_std());
+                    // As long as it is refused here it stays, so that it counts here for those that come later.
+                    if refusal.is_none() {
+                        self.limits.line().join(ticket, key, cost);
+                        continue;
+                    }
+                    refusal
+                }
+            };
+            let mut then = self.until;
+            if let Some(refusal) = refusal {
                 let Some(next) = refusal.until(now.into_std(), self.until.into_std()) else {
                     return Poll::Ready(Err(refusal.into()));
                 };
@@ -81,10 +94,6 @@ impl Waiting {
                     continue;
                 }
                 then = next.into();
-            } else if now >= self.until
-                && let Some(refusal) = self.limits.behind(&self.demands, ticket, now.into_std())
-            {
-                return Poll::Ready(Err(refusal.into()));
             }
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(then)));
             timer.as_mut().reset(then);

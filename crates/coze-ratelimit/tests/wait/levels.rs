@@ -109,3 +109,25 @@ async fn a_level_that_has_room_and_no_line_delays_and_sheds_nobody_who_waits_for
     time::advance(SECOND).await;
     admitted(&mut small);
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_at_its_own_level_counts_there_also_when_all_wait_at_another() {
+    let limits = Limits::new()
+        .level(Level::global("app", rate(10)).cost(cost))
+        .level(Level::per_user("user", Rate::per_minute(n(6)).burst(n(1))))
+        .wait(30 * SECOND, 100);
+    for (user, cost) in [("u", 1), ("v", 9)] {
+        now(decide(&limits, &context(user), cost)).expect("there is room");
+    }
+    let mut before = waits(decide(&limits, &context("x"), 5));
+    let mut turns = [(); 3].map(|()| waits(decide(&limits, &context("u"), 1)));
+    let error = now(decide(&limits, &context("u"), 1)).expect_err("one in ten seconds");
+    assert_eq!(reason_and_wait(&error), ("rate_limited", 40 * SECOND));
+    time::advance(SECOND).await;
+    admitted(&mut before);
+    now(decide(&limits, &context("y"), 5)).expect("nobody waits for the app");
+    for (index, turn) in turns.iter_mut().enumerate() {
+        time::advance(if index == 0 { 9 * SECOND } else { 10 * SECOND }).await;
+        admitted(turn);
+    }
+}
