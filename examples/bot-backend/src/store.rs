@@ -265,9 +265,11 @@ impl Store {
 
     async fn connection(&self) -> sqlx::Result<PoolConnection<Any>> {
         loop {
-            match self.pool().acquire().await {
-                // It was replaced while we waited, so there is another one to ask.
-                Err(sqlx::Error::PoolClosed) if !self.pool().is_closed() => {}
+            let pool = self.pool();
+            match pool.acquire().await {
+                // It was replaced while we waited, so there is another one to ask; whatever the failure: where a connection takes
+                // long to be made, the old credentials may be gone by then.
+                Err(_) if pool.is_closed() && !self.pool().is_closed() => {}
                 outcome => return outcome,
             }
         }
