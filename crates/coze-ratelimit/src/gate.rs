@@ -1,6 +1,7 @@
 //! A decision: what a request asks of each level, and all or nothing of it.
 
 use std::{
+    ptr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use http::request::Parts;
 use crate::{
     Level, Plan, Quota,
     cells::Cells,
-    line::Line,
+    line::{Key, Line},
     permit::{Held, Taken},
     slot,
 };
@@ -54,6 +55,11 @@ impl Gate {
         let (cost, besides) = level.cost_and_rest(quota, asking.parts, asking.context);
         let ask = cost.saturating_add(besides);
         (cost > 0).then(|| Demand { quota: *quota, cost, ask, hash: self.cells.hash(&key) })
+    }
+
+    /// What is waited for by those who wait for room of the key with this hash. A gate does not move: it is shared from the start.
+    pub(crate) fn key(&self, hash: u64) -> Key {
+        (ptr::from_ref(self).addr(), hash)
     }
 
     /// The refusal of a demand behind others that take so much first; `None` if there are none, and it fits now.

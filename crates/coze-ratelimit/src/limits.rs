@@ -17,7 +17,7 @@ use crate::{
     gate::{self, Asking, Demand, Gate, Outcome, Refusal},
     line::{Key, LAST, Line},
     place::LATEST,
-    wait::{Demands, LimitsFuture, key},
+    wait::{Demands, LimitsFuture},
 };
 
 /// The platform's limits on our calls (requirement R4.1).
@@ -105,9 +105,8 @@ impl Limits {
     ///
     /// It is refused at once if so many wait already; and if it would be too late, were all before it admitted and nobody else. The
     /// time to come back is then the one at which it would have been its turn. What a level sheds ([`Level::shed`]) does not wait. A
-    /// request that waits keeps to the plan under which it
-    /// came, and holds nothing of the inner service. The time is that in the line: what the inner service then takes to be ready comes
-    /// on top, see [`Decision::Wait`].
+    /// request that waits keeps to the plan under which it came, and holds nothing of the inner service. The time is that in the line:
+    /// what the inner service then takes to be ready comes on top, see [`Decision::Wait`].
     #[must_use]
     pub fn wait(mut self, at_most: Duration, waiters: usize) -> Self {
         Arc::make_mut(&mut self.inner).patience = Some(Patience { at_most, waiters });
@@ -209,7 +208,7 @@ impl Limits {
         let refusal = match refusal.or_else(|| self.behind(&demands, LAST, now)) {
             Some(refusal) => refusal,
             // Nobody waits for a key of this one.
-            None => match self.ask(parts, context, now) {
+            None => match self.ask_again(&demands, context, now) {
                 Ok(permit) => return Ok(Decision::Now(Ok(permit))),
                 Err(refusal) => refusal,
             },
@@ -230,7 +229,7 @@ impl Limits {
         let mut is_behind = false;
         let refusing = demands.iter().filter(|(gate, _)| !gate.level.is_reported);
         let refusals = refusing.filter_map(|(gate, demand)| {
-            let ahead = self.inner.line.ahead(ticket, key(gate, demand));
+            let ahead = self.inner.line.ahead(ticket, gate.key(demand.hash));
             is_behind |= ahead.is_some();
             gate.behind(demand, ahead, now)
         });
@@ -241,7 +240,7 @@ impl Limits {
 
     /// The refusal of a request by the level of this key, were it the only one.
     pub(crate) fn refusal(&self, demands: &Demands, of: Key, now: Instant) -> Option<Refusal> {
-        let (gate, demand) = demands.iter().find(|(gate, demand)| key(gate, demand) == of)?;
+        let (gate, demand) = demands.iter().find(|(gate, demand)| gate.key(demand.hash) == of)?;
         gate.behind(demand, None, nanos(&self.inner.beginning, now))
     }
 

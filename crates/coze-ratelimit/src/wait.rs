@@ -13,16 +13,11 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::{
     Limits, Permit,
     gate::{Demand, Gate, Refusal},
-    line::{Key, Turn},
+    line::Turn,
 };
 
 /// What a request asks for.
 pub(crate) type Demands = SmallVec<[(Arc<Gate>, Demand); 3]>;
-
-/// What one waits for who waits for this.
-pub(crate) fn key(gate: &Arc<Gate>, demand: &Demand) -> Key {
-    (Arc::as_ptr(gate) as usize, demand.hash)
-}
 
 /// The wait of a request until it is its turn and there is room ([`Limits::wait`]). It has to be polled in a tokio runtime.
 ///
@@ -59,14 +54,14 @@ impl Waiting {
     /// Waits for what refused it. Says whether it did not yet.
     fn join(&self, ticket: u64, refusal: &Refusal) -> bool {
         let refuser = self.demands.iter().find(|(gate, _)| gate.level.name == refusal.name);
-        refuser.is_some_and(|(gate, demand)| self.limits.line().join(ticket, key(gate, demand), demand.cost))
+        refuser.is_some_and(|(gate, demand)| self.limits.line().join(ticket, gate.key(demand.hash), demand.cost))
     }
 
     fn poll(&mut self, task: &mut Task<'_>) -> Poll<Result<Permit, Error>> {
         let ticket = self.ticket.expect("a future is not polled after it is ready");
         loop {
             let now = Instant::now();
-            let keys = self.demands.iter().map(|(gate, demand)| (key(gate, demand), demand.cost));
+            let keys = self.demands.iter().map(|(gate, demand)| (gate.key(demand.hash), demand.cost));
             let refusal = match self.limits.line().turn(ticket, keys, task.waker()) {
                 Turn::Now => match self.limits.ask_again(&self.demands, &self.context, now.into_std()) {
                     Ok(permit) => return Poll::Ready(Ok(permit)),
