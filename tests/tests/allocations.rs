@@ -19,7 +19,7 @@ use coze_auth::{
 use coze_core::{BotId, Context, TenantId, UserId};
 use coze_errmap::{Classifier, ErrMapLayer, Responder};
 use coze_observe::{Inbound, ObserveLayer, Outbound};
-use coze_ratelimit::{Level, Limits, Pace, PaceLevel, PaceRate, Rate, RateLimitLayer};
+use coze_ratelimit::{Level, Limits, Pace, PaceLevel, PaceRate, Quota, Rate, RateLimitLayer};
 use coze_retry::{RetryLayer, Standard};
 use coze_tenant::{Propagate, Registry, TenantLayer};
 use hmac::{Hmac, KeyInit, Mac};
@@ -111,6 +111,15 @@ fn a_cost_in_two_levels_is_reserved_and_settled_with_one_allocation() {
     };
     // Of what was reserved: a permit that settles nothing does not carry it along.
     assert_eq!(cost(limit.layer(bare()), known), 1);
+}
+
+#[test]
+fn a_request_in_flight_at_one_level_allocates_nothing_and_at_two_levels_once() {
+    let level = |name| Level::per_user(name, Quota::Concurrency(MANY));
+    let known = || inside(message(), |context| context.user.set(user()).expect("empty"));
+    let one = Limits::new().level(level("one"));
+    assert_eq!(cost(RateLimitLayer::new(one.clone()).layer(bare()), known), 0);
+    assert_eq!(cost(RateLimitLayer::new(one.level(level("two"))).layer(bare()), known), 1);
 }
 
 #[test]

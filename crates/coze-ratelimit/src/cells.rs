@@ -1,10 +1,14 @@
-use std::{fmt, sync::OnceLock};
+use std::{
+    fmt,
+    num::{NonZeroU32, NonZeroU64},
+    sync::{OnceLock, atomic::AtomicU32},
+};
 
 use crate::{
     Quota, cell,
     hash::KeyHash,
     level::KeyRef,
-    place::{Found, Locked, PROBES, Place, Segment},
+    place::{Found, Locked, PROBES, Place, Segment, Words},
     slot::Slot,
     sync::Ordering,
 };
@@ -30,6 +34,8 @@ pub(crate) struct Cells {
     places: usize,
     segments: Box<[OnceLock<Segment>]>,
     sketch: OnceLock<Segment>,
+    /// The lowest rate of any key: none is taken for idle before it would be at this rate, as nobody knows whose a cell is.
+    slowest: AtomicU32,
 }
 
 impl Cells {
@@ -44,33 +50,41 @@ impl Cells {
             places: places.div_ceil(count),
             segments: (0..count).map(|_| OnceLock::new()).collect(),
             sketch: OnceLock::new(),
+            slowest: AtomicU32::new(u32::MAX),
         }
+    }
+
+    pub(crate) fn set_slowest(&self, per_period: NonZeroU32) {
+        self.slowest.store(per_period.get(), Ordering::Relaxed);
     }
 
     /// The hash of a key. Zero means a free place.
     #[inline(always)]
-    pub(crate) fn hash(&self, key: &KeyRef<'_>) -> u64 {
+    pub(crate) fn hash(&self, key: &KeyRef<'_>) -> NonZeroU64 {
         let whose = key.tenant.map(|tenant| tenant.as_str().as_bytes());
-        if self.is_single { 1 } else { self.hash.of(whose, key.id.as_bytes()).max(1) }
+        let hash = if self.is_single { 1 } else { self.hash.of(whose, key.id.as_bytes()) };
+        NonZeroU64::new(hash).unwrap_or(NonZeroU64::MIN)
     }
 
     /// Locks the cell of the key with this hash, if it has one of its own. A request locks one key of a level at a time.
     #[inline(always)]
-    pub(crate) fn known(&self, hash: u64) -> Option<Locked<'_>> {
+    pub(crate) fn known(&self, hash: NonZeroU64) -> Option<Locked<'_>> {
+        let hash = hash.get();
         let (segment, line) = self.home(hash);
         segment.find(hash, line).map(Place::lock).filter(|locked| locked.tag() == hash)
     }
 
     /// Locks the cells of the key with this hash, which was not known before.
     #[cold]
-    pub(crate) fn add(&self, quota: &Quota, hash: u64, now: u64) -> Slot<'_> {
+    pub(crate) fn add(&self, quota: &Quota, hash: NonZeroU64, now: u64) -> Slot<'_> {
+        let hash = hash.get();
         let (segment, line) = self.home(hash);
-        match segment.add(hash, line, |at, words| cell::is_idle(quota, at, words, now)) {
+        let slowest = quota.at_most(self.slowest.load(Ordering::Relaxed));
+        let is_idle = |at, words: Words<'_>| cell::is_idle(&slowest, at, words, now);
+        match segment.add(hash, line, is_idle) {
             Found::Known(locked) => Slot::Known(locked),
             // What the sketch may know of the key is not forgotten.
-            Found::Free(locked, adding) if self.is_unknown_to_sketch(quota, hash, now) => {
-                Slot::New(locked, hash, adding)
-            }
+            Found::Free(locked, adding) if self.is_unknown_to_sketch(hash, is_idle) => Slot::New(locked, hash, adding),
             Found::Free(..) | Found::Full => Slot::Shared(self.shared(hash)),
         }
     }
@@ -86,10 +100,9 @@ impl Cells {
         (segment, scale(hash & u64::from(u32::MAX), segment.lines()))
     }
 
-    fn is_unknown_to_sketch(&self, quota: &Quota, hash: u64, now: u64) -> bool {
-        self.sketch.get().is_none_or(|sketch| {
-            places(sketch, hash).map(Place::lock).any(|cell| cell::is_idle(quota, cell.at, cell.words(), now))
-        })
+    fn is_unknown_to_sketch(&self, hash: u64, is_idle: impl Fn(u64, Words<'_>) -> bool) -> bool {
+        let sketch = self.sketch.get();
+        sketch.is_none_or(|sketch| places(sketch, hash).map(Place::lock).any(|cell| is_idle(cell.at, cell.words())))
     }
 
     /// The cells of a key in the sketch: always locked in the order of the rows.
@@ -101,7 +114,8 @@ impl Cells {
     }
 
     /// Ends requests in flight: without a lock, however their permit is dropped. Their cell is where it was, since it is not idle.
-    pub(crate) fn end(&self, hash: u64, requests: u32, is_shared: bool) {
+    pub(crate) fn end(&self, hash: NonZeroU64, requests: u32, is_shared: bool) {
+        let hash = hash.get();
         let end = |place: Place<'_>| {
             // Release: what the requests did happened before their place is given away. In one order with `Line::given_back`, so that
             // whoever waits for a place sees that it is free, or is seen.
@@ -134,7 +148,7 @@ impl fmt::Debug for Cells {
 
 #[cfg(test)]
 mod tests {
-    use std::{num::NonZeroU32, panic, sync::Arc};
+    use std::{panic, sync::Arc};
 
     use proptest::prelude::*;
 
@@ -151,12 +165,12 @@ mod tests {
         Rate::per_second(n(per_second)).into()
     }
 
-    fn hash(cells: &Cells, key: &str) -> u64 {
+    fn hash(cells: &Cells, key: &str) -> NonZeroU64 {
         cells.hash(&KeyRef { tenant: None, id: key.into() })
     }
 
     /// Whether a request is admitted, and if so whether the sketch has it.
-    fn ask(cells: &Cells, quota: &Quota, hash: u64, now: u64) -> Option<bool> {
+    fn ask(cells: &Cells, quota: &Quota, hash: NonZeroU64, now: u64) -> Option<bool> {
         let slot = cells.known(hash).map_or_else(|| cells.add(quota, hash, now), Slot::Known);
         slot.fits(quota, 1, now).then(|| slot.take(quota, 1, now))
     }
@@ -299,12 +313,15 @@ mod tests {
             let exact = Cells::new(wide, 100);
             let full = Cells::new(wide, 1);
             // Keys that share all but one of their cells in the sketch, beside those that share none.
-            let hash = |key: u64| (key % 4 + 1) | (key % 3) << 16 | 9 << 32 | 7 << 48;
-            assert!(ask(&full, &quota, u64::MAX, 0).is_some());
+            let hash = |key: u64| {
+                let hash = (key % 4 + 1) | (key % 3) << 16 | 9 << 32 | 7 << 48;
+                NonZeroU64::new(hash).expect("not zero")
+            };
+            assert!(ask(&full, &quota, NonZeroU64::MAX, 0).is_some());
             let mut now = 0;
             for (key, step) in steps {
                 now += step;
-                assert!(ask(&full, &quota, u64::MAX, now).is_some() || full.known(u64::MAX).is_some());
+                assert!(ask(&full, &quota, NonZeroU64::MAX, now).is_some() || full.known(NonZeroU64::MAX).is_some());
                 if let Some(is_shared) = ask(&full, &quota, hash(key), now) {
                     prop_assert!(is_shared);
                     prop_assert!(ask(&exact, &quota, hash(key), now).is_some());

@@ -1,6 +1,7 @@
 //! A decision: what a request asks of each level, and all or nothing of it.
 
 use std::{
+    num::NonZeroU64,
     ptr,
     sync::Arc,
     time::{Duration, Instant},
@@ -13,7 +14,7 @@ use crate::{
     Level, Plan, Quota,
     cells::Cells,
     line::{Key, Line},
-    permit::{Held, Taken},
+    permit::{Held, Permit},
     slot,
 };
 
@@ -33,7 +34,6 @@ pub(crate) struct Asking<'a> {
     pub(crate) parts: &'a Parts,
     pub(crate) context: &'a Context,
     pub(crate) plan: Option<&'a Plan>,
-    pub(crate) now: u64,
 }
 
 /// What a request asks of a level that applies to it.
@@ -43,7 +43,7 @@ pub(crate) struct Demand {
     /// Requests that are taken, and those that must fit.
     pub(crate) cost: u32,
     ask: u32,
-    pub(crate) hash: u64,
+    pub(crate) hash: NonZeroU64,
 }
 
 impl Gate {
@@ -58,12 +58,17 @@ impl Gate {
     }
 
     /// What is waited for by those who wait for room of the key with this hash. A gate does not move: it is shared from the start.
-    pub(crate) fn key(&self, hash: u64) -> Key {
+    pub(crate) fn key(&self, hash: NonZeroU64) -> Key {
         (ptr::from_ref(self).addr(), hash)
     }
 
+    /// Wakes who waits for the key with this hash, of which something was given back.
+    pub(crate) fn given_back(&self, hash: NonZeroU64) {
+        self.line.given_back(|| self.key(hash));
+    }
+
     /// The refusal of a demand behind others that take so much first; `None` if there are none, and it fits now.
-    pub(crate) fn behind(&self, demand: &Demand, ahead: Option<u32>, now: u64) -> Option<Refusal> {
+    pub(crate) fn behind(&self, demand: &Demand, ahead: Option<u32>, now: u64) -> Option<Box<Refusal>> {
         let Demand { quota, cost, ask, hash } = *demand;
         let (wait, reset) = match cost > quota.most() {
             true => (NEVER, 0),
@@ -74,26 +79,39 @@ impl Gate {
 }
 
 impl Demand {
+    /// Whether there is ever so much; if not it is refused.
+    #[inline(always)]
+    fn is_affordable(&self, gate: &Gate, outcome: &mut Outcome) -> bool {
+        let is_affordable = self.cost <= self.quota.most();
+        if !is_affordable {
+            refuse(&gate.level, self, (NEVER, 0), outcome);
+        }
+        is_affordable
+    }
+
     #[inline(always)]
     fn hold(&self, gate: &Arc<Gate>, is_shared: bool, outcome: &mut Outcome) {
         let held = || Held { gate: gate.clone(), hash: self.hash, requests: self.cost, is_shared };
         match self.quota {
-            Quota::Concurrency(_) => outcome.taken.hold(held()),
-            Quota::Rate(rate) if gate.level.is_settled => outcome.taken.reserve(held(), rate),
+            Quota::Concurrency(_) => outcome.permit.hold(held()),
+            Quota::Rate(rate) if gate.level.is_settled => outcome.permit.reserve(held(), rate),
             Quota::Rate(_) => {}
         }
     }
 
-    fn refusal(&self, level: &Level, wait: u64, reset: u64) -> Refusal {
-        Refusal { name: level.name, quota: self.quota, wait, reset, is_shed: self.ask > self.cost }
+    fn refusal(&self, level: &Level, wait: u64, reset: u64) -> Box<Refusal> {
+        Box::new(Refusal { name: level.name, quota: self.quota, wait, reset, is_shed: self.ask > self.cost })
     }
 }
 
 /// What comes of a request.
 #[derive(Default)]
 pub(crate) struct Outcome {
-    pub(crate) refusal: Option<Refusal>,
-    pub(crate) taken: Taken,
+    /// Boxed, as all that is here is moved for those that are admitted.
+    pub(crate) refusal: Option<Box<Refusal>>,
+    pub(crate) permit: Permit,
+    /// The level that would have refused, if it did more than report.
+    pub(crate) reported: Option<&'static str>,
 }
 
 /// A demand, and the one before it. On the stack, so that nothing is allocated, and where it was made: to move it costs more.
@@ -103,35 +121,57 @@ pub(crate) struct Involved<'a> {
     before: Option<&'a Involved<'a>>,
 }
 
-/// Takes what is asked of each level, or nothing: then there is a refusal. Keys, quotas and costs are found before the first lock is
-/// taken: their functions are not ours, so they do not run under our locks.
-pub(crate) fn ask<'a, T>(
-    levels: &'a [T],
-    demand: impl Fn(&'a T) -> Option<(&'a Arc<Gate>, Demand)> + Copy,
+/// Takes what a request asks of each level, or nothing: then there is a refusal. Keys, quotas and costs are found before the first lock
+/// is taken: their functions are not ours, so they do not run under our locks.
+#[inline(always)]
+pub(crate) fn ask(
+    gates: &[Arc<Gate>],
+    asking: &Asking<'_>,
     now: u64,
     before: Option<&Involved<'_>>,
     outcome: &mut Outcome,
 ) {
-    let mut levels = levels.iter();
-    while let Some(level) = levels.next() {
-        let Some((gate, asked)) = demand(level) else { continue };
-        if asked.cost > asked.quota.most() {
-            refuse(&gate.level, &asked, (NEVER, 0), outcome);
-            continue;
+    let mut gates = gates.iter();
+    while let Some(gate) = gates.next() {
+        let Some(demand) = gate.demand(asking) else { continue };
+        if demand.is_affordable(gate, outcome) {
+            let involved = Involved { gate, demand: &demand, before };
+            return match gates.as_slice() {
+                [] => decide(&involved, now, outcome),
+                rest => ask_rest(rest, asking, now, &involved, outcome),
+            };
         }
-        let involved = Involved { gate, demand: &asked, before };
-        return match levels.as_slice() {
-            [] => decide(&involved, now, outcome),
-            rest => ask(rest, demand, now, Some(&involved), outcome),
-        };
     }
     if let Some(last) = before {
-        decide(last, now, outcome);
+        decide_before(last, now, outcome);
+    }
+}
+
+/// The same for the levels after the first one.
+fn ask_rest(gates: &[Arc<Gate>], asking: &Asking<'_>, now: u64, before: &Involved<'_>, outcome: &mut Outcome) {
+    ask(gates, asking, now, Some(before), outcome);
+}
+
+/// The same for what is known already.
+pub(crate) fn ask_again(
+    demands: &[(Arc<Gate>, Demand)],
+    now: u64,
+    before: Option<&Involved<'_>>,
+    outcome: &mut Outcome,
+) {
+    match (demands, before) {
+        ([(gate, demand), rest @ ..], _) if demand.is_affordable(gate, outcome) => {
+            ask_again(rest, now, Some(&Involved { gate, demand, before }), outcome);
+        }
+        ([_, rest @ ..], _) => ask_again(rest, now, before, outcome),
+        ([], Some(last)) => decide_before(last, now, outcome),
+        ([], None) => {}
     }
 }
 
 /// Locks and asks each level on the way in, the last one first, so that the cells that many requests share are locked for the
 /// shortest time; takes from each on the way back, when all have agreed.
+#[inline(always)]
 fn decide(involved: &Involved<'_>, now: u64, outcome: &mut Outcome) {
     let Involved { gate, demand, before } = involved;
     let Demand { quota, cost, ask, hash } = demand;
@@ -141,12 +181,17 @@ fn decide(involved: &Involved<'_>, now: u64, outcome: &mut Outcome) {
         refuse(&gate.level, demand, slot::wait(quota, &locked, *ask, now), outcome);
     }
     if let Some(before) = before {
-        decide(before, now, outcome);
+        decide_before(before, now, outcome);
     }
     if let (Some(next), None) = (next, &outcome.refusal) {
         slot::take(next, quota, &mut locked, *cost, now);
         demand.hold(gate, false, outcome);
     }
+}
+
+/// The same for the levels before the last one, which is decided where it is found: a request of one level calls nothing.
+fn decide_before(involved: &Involved<'_>, now: u64, outcome: &mut Outcome) {
+    decide(involved, now, outcome);
 }
 
 /// The same for a key that has no cell of its own yet.
@@ -160,7 +205,7 @@ fn decide_new(involved: &Involved<'_>, now: u64, outcome: &mut Outcome) {
         refuse(&gate.level, demand, slot.wait(quota, *ask, now), outcome);
     }
     if let Some(before) = before {
-        decide(before, now, outcome);
+        decide_before(before, now, outcome);
     }
     if fits && outcome.refusal.is_none() {
         let is_shared = slot.take(quota, *cost, now);
@@ -172,7 +217,7 @@ fn decide_new(involved: &Involved<'_>, now: u64, outcome: &mut Outcome) {
 #[cold]
 fn refuse(level: &Level, demand: &Demand, (wait, reset): (u64, u64), outcome: &mut Outcome) {
     if level.is_reported {
-        outcome.taken.reported = Some(level.name);
+        outcome.reported = Some(level.name);
     } else if outcome.refusal.as_ref().is_none_or(|later| later.wait <= wait) {
         outcome.refusal = Some(demand.refusal(level, wait, reset));
     }

@@ -7,14 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use coze_core::{Context, Error};
 use http::request::Parts;
 
 use crate::{
     Decision, Level, Permit, Plan, Policy, Quota, Rate,
     cells::Cells,
-    gate::{self, Asking, Demand, Gate, Outcome, Refusal},
+    gate::{self, Asking, Gate, Outcome, Refusal},
     line::{Key, LAST, Line},
     place::LATEST,
     wait::{Demands, LimitsFuture},
@@ -81,8 +81,11 @@ impl Limits {
     /// Adds a level, in the place of the one that has its name, else after the others.
     #[must_use]
     pub fn level(mut self, level: Level) -> Self {
-        let Inner { gates, line, .. } = Arc::make_mut(&mut self.inner);
+        let Inner { gates, line, plan, .. } = Arc::make_mut(&mut self.inner);
         let cells = Cells::new(level.is_wide(), level.max_keys);
+        if let Some(plan) = plan.get() {
+            cells.set_slowest(plan.load().lowest(&level));
+        }
         let gate = Arc::new(Gate { level, cells, line: line.clone() });
         match gates.iter_mut().find(|known| known.level.name == gate.level.name) {
             Some(known) => *known = gate,
@@ -129,6 +132,7 @@ impl Limits {
     /// quota that it cannot keep.
     pub fn set_plan(&self, plan: Plan) -> Result<(), Error> {
         plan.check(self.inner.gates.iter().map(|gate| &gate.level))?;
+        self.inner.gates.iter().for_each(|gate| gate.cells.set_slowest(plan.lowest(&gate.level)));
         let plan = Arc::new(plan);
         self.inner.plan.get_or_init(|| ArcSwap::new(plan.clone())).store(plan);
         Ok(())
@@ -147,48 +151,42 @@ impl Limits {
     /// with the longest wait, the first among equals. [`Error::retry_after`] is the time after which this request is admitted if
     /// nobody else comes, never zero; for concurrency it is one second, because nobody knows.
     pub fn check(&self, parts: &Parts, context: &Context, now: Instant) -> Result<Permit, Error> {
-        self.ask(parts, context, now).map_err(Error::from)
+        self.ask(parts, context, now).map_err(|refusal| Error::from(*refusal))
     }
 
     #[inline(always)]
-    fn ask(&self, parts: &Parts, context: &Context, now: Instant) -> Result<Permit, Refusal> {
-        self.asking(parts, context, now, |asking| {
-            self.take(&self.inner.gates, |gate| Some((gate, gate.demand(asking)?)), context, asking.now)
-        })
+    fn ask(&self, parts: &Parts, context: &Context, now: Instant) -> Result<Permit, Box<Refusal>> {
+        let (plan, now) = (self.plan(), nanos(&self.inner.beginning, now));
+        let asking = Asking { parts, context, plan: plan.as_ref().map(|plan| &***plan) };
+        let mut outcome = Outcome::default();
+        gate::ask(&self.inner.gates, &asking, now, None, &mut outcome);
+        self.end(outcome, context, now)
     }
 
     /// Asks again for what a request asked for before.
-    pub(crate) fn ask_again(&self, demands: &Demands, context: &Context, now: Instant) -> Result<Permit, Refusal> {
-        let now = nanos(&self.inner.beginning, now);
-        self.take(demands, |(gate, demand)| Some((gate, *demand)), context, now)
+    pub(crate) fn ask_again(&self, demands: &Demands, context: &Context, now: Instant) -> Result<Permit, Box<Refusal>> {
+        let (mut outcome, now) = (Outcome::default(), nanos(&self.inner.beginning, now));
+        gate::ask_again(demands, now, None, &mut outcome);
+        self.end(outcome, context, now)
     }
 
     #[inline(always)]
-    fn asking<T>(&self, parts: &Parts, context: &Context, now: Instant, ask: impl FnOnce(&Asking<'_>) -> T) -> T {
-        let plan = self.inner.plan.get().map(ArcSwap::load);
-        let now = nanos(&self.inner.beginning, now);
-        ask(&Asking { parts, context, plan: plan.as_deref().map(|plan| &**plan), now })
+    fn plan(&self) -> Option<Guard<Arc<Plan>>> {
+        self.inner.plan.get().map(ArcSwap::load)
     }
 
     #[inline(always)]
-    fn take<'a, T>(
-        &self,
-        levels: &'a [T],
-        demand: impl Fn(&'a T) -> Option<(&'a Arc<Gate>, Demand)> + Copy,
-        context: &Context,
-        now: u64,
-    ) -> Result<Permit, Refusal> {
-        let mut outcome = Outcome::default();
-        gate::ask(levels, demand, now, None, &mut outcome);
-        let Outcome { refusal, taken } = outcome;
+    fn end(&self, outcome: Outcome, context: &Context, now: u64) -> Result<Permit, Box<Refusal>> {
+        let Outcome { refusal, mut permit, reported } = outcome;
         if let Some(refusal) = refusal {
             return Err(refusal);
         }
-        if let Some(name) = taken.reported {
+        if let Some(name) = reported {
             self.inner.reported.fetch_add(1, Ordering::Relaxed);
             context.limit.get_or_init(|| name);
         }
-        Ok(taken.permit(context, &self.inner.beginning, now))
+        permit.settle_by(context, &self.inner.beginning, now);
+        Ok(permit)
     }
 
     /// Finds the place of a request that was refused, or came while others wait.
@@ -196,15 +194,16 @@ impl Limits {
     fn line_up(
         &self,
         Patience { at_most, waiters }: Patience,
-        refusal: Option<Refusal>,
+        refusal: Option<Box<Refusal>>,
         parts: &Parts,
         context: &Context,
         now: Instant,
-    ) -> Result<Decision<Permit, LimitsFuture>, Refusal> {
-        let demands: Demands = self.asking(parts, context, now, |asking| {
-            let gates = self.inner.gates.iter();
-            gates.filter_map(|gate| Some((gate.clone(), gate.demand(asking)?))).collect()
-        });
+    ) -> Result<Decision<Permit, LimitsFuture>, Box<Refusal>> {
+        let plan = self.plan();
+        let plan = plan.as_ref().map(|plan| &***plan);
+        let asking = Asking { parts, context, plan };
+        let gates = self.inner.gates.iter();
+        let demands: Demands = gates.filter_map(|gate| Some((gate.clone(), gate.demand(&asking)?))).collect();
         let refusal = match refusal.or_else(|| self.behind(&demands, LAST, now)) {
             Some(refusal) => refusal,
             // Nobody waits for a key of this one.
@@ -224,7 +223,7 @@ impl Limits {
 
     /// The refusal of a request behind those who came before; `None` if nobody waits for what it asks for. It may be that of a level at
     /// which nobody is before it: there is no use in waiting where it would be refused in the end.
-    pub(crate) fn behind(&self, demands: &Demands, ticket: u64, now: Instant) -> Option<Refusal> {
+    pub(crate) fn behind(&self, demands: &Demands, ticket: u64, now: Instant) -> Option<Box<Refusal>> {
         let now = nanos(&self.inner.beginning, now);
         let mut is_behind = false;
         let refusing = demands.iter().filter(|(gate, _)| !gate.level.is_reported);
@@ -239,7 +238,7 @@ impl Limits {
     }
 
     /// The refusal of a request by the level of this key, were it the only one.
-    pub(crate) fn refusal(&self, demands: &Demands, of: Key, now: Instant) -> Option<Refusal> {
+    pub(crate) fn refusal(&self, demands: &Demands, of: Key, now: Instant) -> Option<Box<Refusal>> {
         let (gate, demand) = demands.iter().find(|(gate, demand)| gate.key(demand.hash) == of)?;
         gate.behind(demand, None, nanos(&self.inner.beginning, now))
     }
@@ -267,7 +266,7 @@ impl Policy for Limits {
             refused => refused.and_then(Result::err),
         };
         self.line_up(patience, refusal, parts, context, now)
-            .unwrap_or_else(|refusal| Decision::Now(Err(refusal.into())))
+            .unwrap_or_else(|refusal| Decision::Now(Err((*refusal).into())))
     }
 
     /// Settles what the request cost, as noted, or as it was taken for.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
     fmt,
+    num::NonZeroU64,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{
@@ -15,7 +16,7 @@ use std::{
 };
 
 /// What is waited for: the address of the level, and the hash of the key there.
-pub(crate) type Key = (usize, u64);
+pub(crate) type Key = (usize, NonZeroU64);
 
 /// The ticket of one who comes now.
 pub(crate) const LAST: u64 = u64::MAX;

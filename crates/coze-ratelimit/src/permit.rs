@@ -1,4 +1,6 @@
 use std::{
+    mem,
+    num::NonZeroU64,
     sync::{Arc, OnceLock},
     time::Instant,
 };
@@ -17,32 +19,31 @@ use crate::{
 ///
 /// Dropping it ends the request before its end: everything that was taken is given back, but for the cost that the context names.
 /// [`Limits::completed`](crate::Policy::completed) ends it well.
-#[derive(Debug, Default)]
-pub struct Permit {
-    in_flight: SmallVec<[Held; 2]>,
-    /// Boxed, so that whoever settles nothing does not carry it along.
-    costs: Option<Box<Costs>>,
-}
-
-/// What is taken for a request while it is decided about, and the level that would have refused, if it did more than report.
-#[derive(Default)]
-pub(crate) struct Taken {
-    permit: Permit,
-    pub(crate) reported: Option<&'static str>,
-}
-
-/// Requests that are counted in the cell of a key.
 #[derive(Debug)]
-pub(crate) struct Held {
-    pub(crate) gate: Arc<Gate>,
-    pub(crate) hash: u64,
-    pub(crate) requests: u32,
-    pub(crate) is_shared: bool,
+pub struct Permit(Holds);
+
+/// Two words, because each layer outside moves them about.
+#[derive(Debug)]
+enum Holds {
+    /// All that most hold of concurrency.
+    One(InFlight),
+    More(Option<Box<More>>),
 }
 
-/// What was taken before the cost was known.
+/// One request in flight at one level, in the cell of the key with this hash.
+#[derive(Debug)]
+struct InFlight {
+    gate: Arc<Gate>,
+    hash: NonZeroU64,
+}
+
+/// What few requests hold.
 #[derive(Debug, Default)]
-struct Costs {
+struct More {
+    /// What it held before.
+    first: Option<InFlight>,
+    in_flight: SmallVec<[Held; 2]>,
+    /// What was taken before the cost was known.
     reserved: SmallVec<[(Held, Rate); 2]>,
     /// When it was taken.
     then: u64,
@@ -51,53 +52,88 @@ struct Costs {
     is_complete: bool,
 }
 
-impl Taken {
+/// Requests that are counted in the cell of a key.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) hash: NonZeroU64,
+    pub(crate) requests: u32,
+    pub(crate) is_shared: bool,
+}
+
+impl Default for Permit {
+    #[inline]
+    fn default() -> Self {
+        Self(Holds::More(None))
+    }
+}
+
+impl Permit {
     /// Has it count as in flight.
+    #[inline]
     pub(crate) fn hold(&mut self, held: Held) {
-        self.permit.in_flight.push(held);
+        match self.0 {
+            Holds::More(None) if held.requests == 1 && !held.is_shared => {
+                self.0 = Holds::One(InFlight { gate: held.gate, hash: held.hash });
+            }
+            _ => self.more().in_flight.push(held),
+        }
     }
 
     /// Has it be settled when the request ends.
     #[cold]
     pub(crate) fn reserve(&mut self, held: Held, rate: Rate) {
-        self.permit.costs.get_or_insert_default().reserved.push((held, rate));
+        self.more().reserved.push((held, rate));
     }
 
-    #[inline(always)]
-    pub(crate) fn permit(self, context: &Context, beginning: &Arc<OnceLock<Instant>>, then: u64) -> Permit {
-        let mut permit = self.permit;
-        if let Some(costs) = &mut permit.costs {
-            (costs.then, costs.settling) = (then, Some((context.clone(), beginning.clone())));
+    /// Notes how it will be settled.
+    #[inline]
+    pub(crate) fn settle_by(&mut self, context: &Context, beginning: &Arc<OnceLock<Instant>>, then: u64) {
+        if let Holds::More(Some(more)) = &mut self.0 {
+            (more.then, more.settling) = (then, Some((context.clone(), beginning.clone())));
         }
-        permit
     }
-}
 
-impl Permit {
     pub(crate) fn complete(mut self) {
-        if let Some(costs) = &mut self.costs {
-            costs.is_complete = true;
+        if let Holds::More(Some(more)) = &mut self.0 {
+            more.is_complete = true;
+        }
+    }
+
+    /// Makes room for more than one request in flight.
+    #[cold]
+    fn more(&mut self) -> &mut More {
+        if let Holds::One(_) = self.0
+            && let Holds::One(first) = mem::replace(&mut self.0, Holds::More(Some(Box::default())))
+        {
+            self.more().first = Some(first);
+        }
+        match &mut self.0 {
+            Holds::More(more) => more.get_or_insert_default(),
+            Holds::One(_) => unreachable!("it was changed a moment ago"),
         }
     }
 }
 
-impl Drop for Permit {
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.gate.cells.end(self.hash, 1, false);
+        self.gate.given_back(self.hash);
+    }
+}
+
+impl Drop for More {
     fn drop(&mut self) {
         self.in_flight.iter().for_each(|held| held.gate.cells.end(held.hash, held.requests, held.is_shared));
         // Who waits is told when all is given back.
-        self.in_flight.iter().for_each(Held::tell);
-    }
-}
-
-impl Drop for Costs {
-    fn drop(&mut self) {
+        self.in_flight.iter().for_each(|held| held.gate.given_back(held.hash));
         let Some((context, beginning)) = &self.settling else { return };
         let (cost, now) = (context.cost.get(), nanos(beginning, tokio::time::Instant::now().into_std()));
         for (held, rate) in &self.reserved {
             let unless_noted = if self.is_complete { held.requests } else { 0 };
             held.settle(rate, self.then, cost.copied().unwrap_or(unless_noted), now);
         }
-        self.reserved.iter().for_each(|(held, _)| held.tell());
+        self.reserved.iter().for_each(|(held, _)| held.gate.given_back(held.hash));
     }
 }
 
@@ -112,9 +148,5 @@ impl Held {
             // In the sketch it may be what others used, and a key that is not known any more has used nothing since.
             slot::refund(rate, locked, self.requests - cost, then, now);
         }
-    }
-
-    fn tell(&self) {
-        self.gate.line.given_back(|| self.gate.key(self.hash));
     }
 }

@@ -46,17 +46,27 @@ pub(crate) enum Words<'a> {
 impl<'a> Place<'a> {
     #[inline(always)]
     pub(crate) fn lock(self) -> Locked<'a> {
+        self.try_lock().unwrap_or_else(|| self.lock_waiting())
+    }
+
+    #[inline(always)]
+    fn try_lock(self) -> Option<Locked<'a>> {
         let (_, time) = self.head();
+        let at = time.load(Ordering::Relaxed);
+        // Acquire: sees all that was written under the lock before. Nothing is read if it fails.
+        let is_ours = at & LOCKED == 0
+            && time.compare_exchange_weak(at, at | LOCKED, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        is_ours.then(|| Locked { place: self, at })
+    }
+
+    #[cold]
+    fn lock_waiting(self) -> Locked<'a> {
         let mut turn = 0;
         loop {
-            let at = time.load(Ordering::Relaxed);
-            // Acquire: sees all that was written under the lock before. Nothing is read if it fails.
-            if at & LOCKED == 0
-                && time.compare_exchange_weak(at, at | LOCKED, Ordering::Acquire, Ordering::Relaxed).is_ok()
-            {
-                return Locked { place: self, at };
-            }
             wait(turn);
+            if let Some(locked) = self.try_lock() {
+                return locked;
+            }
             turn = turn.saturating_add(1);
         }
     }

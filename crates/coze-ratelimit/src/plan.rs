@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::{collections::HashMap, num::NonZeroU32};
 
 use coze_core::{BotId, Context, Error, Kind, TenantId};
 
@@ -20,6 +20,13 @@ struct Quotas {
     tenants: HashMap<TenantId, Quota>,
     bots: HashMap<BotId, Quota>,
     keys: HashMap<String, Quota>,
+}
+
+impl Quotas {
+    fn iter(&self) -> impl Iterator<Item = &Quota> {
+        let others = self.tenants.values().chain(self.bots.values()).chain(self.keys.values());
+        self.all.iter().chain(others)
+    }
 }
 
 impl Plan {
@@ -69,6 +76,12 @@ impl Plan {
         of_key.or_else(of_bot).or_else(of_tenant).or(quotas.all.as_ref()).unwrap_or(&level.quota)
     }
 
+    /// The lowest of the quotas that keys of a level may have.
+    pub(crate) fn lowest(&self, level: &Level) -> NonZeroU32 {
+        let quotas = self.levels.get(level.name).into_iter().flat_map(Quotas::iter);
+        quotas.map(Quota::limit).fold(level.quota.limit(), NonZeroU32::min)
+    }
+
     /// Whether each level that it speaks of is there, and can hold its quotas.
     pub(crate) fn check<'l>(&self, levels: impl Iterator<Item = &'l Level> + Clone) -> Result<(), Error> {
         let invalid = |what: String| Err(Error::new(Kind::Invalid, "plan_invalid").with_message(what));
@@ -76,8 +89,7 @@ impl Plan {
             let Some(level) = levels.clone().find(|level| level.name == name) else {
                 return invalid(format!("the plan speaks of a level {name:?}, which is not there"));
             };
-            let others = quotas.tenants.values().chain(quotas.bots.values()).chain(quotas.keys.values());
-            for quota in quotas.all.iter().chain(others) {
+            for quota in quotas.iter() {
                 if !quota.is_like(&level.quota) {
                     return invalid(format!("the level {name:?} is of another kind than the plan has it"));
                 }

@@ -24,6 +24,17 @@ impl Quota {
         }
     }
 
+    /// The same at this rate, if it is lower.
+    pub(crate) fn at_most(self, per_period: u32) -> Self {
+        match self {
+            Self::Rate(rate) => {
+                let requests = NonZeroU32::new(per_period).map_or(rate.requests, |most| most.min(rate.requests));
+                Self::Rate(Rate { requests, ..rate })
+            }
+            Self::Concurrency(_) => self,
+        }
+    }
+
     /// Whether what is used of the one counts alike for the other.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
         match (self, other) {

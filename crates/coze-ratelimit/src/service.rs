@@ -48,8 +48,10 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
+        if parts.extensions.get::<Context>().is_none() {
+            parts.extensions.insert(Context::new());
+        }
         // It stays where it is: a copy costs two exchanges.
-        parts.extensions.get_or_insert_default::<Context>();
         let context = parts.extensions.get::<Context>().expect("it was inserted a moment ago");
         match self.policy.decide(&parts, context, Instant::now().into_std()) {
             Decision::Now(Ok(permit)) => {

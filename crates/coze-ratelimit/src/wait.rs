@@ -82,7 +82,7 @@ impl Waiting {
             let mut then = self.until;
             if let Some(refusal) = refusal {
                 let Some(next) = refusal.until(now.into_std(), self.until.into_std()) else {
-                    return Poll::Ready(Err(refusal.into()));
+                    return Poll::Ready(Err((*refusal).into()));
                 };
                 // There may be room since it was refused; only from now on it hears of that.
                 if self.join(ticket, &refusal) {

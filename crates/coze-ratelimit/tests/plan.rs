@@ -118,6 +118,24 @@ fn a_plan_that_changes_keeps_what_is_used() {
 }
 
 #[test]
+fn a_key_with_a_low_quota_is_not_forgotten_because_one_with_a_high_quota_would_be_idle() {
+    let level = || Level::per_user("tokens", Rate::per_minute(n(1000))).max_keys(1);
+    let tenant = TenantId::new("slow").expect("valid");
+    let plan = Plan::new().tenant("tokens", tenant, Rate::per_minute(n(10)));
+    let (slow, other, now) = (context("slow", "b", "u"), context("t", "b", "v"), start());
+    let planned = Limits::new().level(level());
+    planned.set_plan(plan).expect("valid");
+    // Also a level that takes the place of the one that the plan was made for.
+    for limits in [planned.clone(), planned.level(level())] {
+        assert_eq!(admitted(&limits, &slow, now), 10);
+        let later = now + 2 * SECOND;
+        assert!(check(&limits, &other, later).is_ok());
+        assert!(check(&limits, &slow, later).is_err(), "it has used all for a minute");
+        assert_eq!(admitted(&limits, &slow, now + 60 * SECOND), 10);
+    }
+}
+
+#[test]
 fn a_plan_that_a_level_cannot_keep_changes_nothing() {
     let limits = Limits::new().level(Level::per_user("user", rate(1)));
     for plan in [
