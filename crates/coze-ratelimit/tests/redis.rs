@@ -61,6 +61,23 @@ async fn decisions_of_one_node_go_into_few_calls_and_are_made_in_order() {
     assert!(calls(&redis) < 10, "{} calls for 100 decisions", calls(&redis));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn those_that_are_about_to_ask_go_into_the_call_of_the_first() {
+    let redis = Redis::start();
+    let node = node(&redis, Rate::per_second(n(1_000_000)), Sharing::Exact);
+    assert!(ask(&node, "u").await.is_ok());
+    let before = calls(&redis);
+    for _ in 0..50 {
+        let nodes = [node.clone()];
+        // All begin on the worker, where the driver is woken by the first one and would run next.
+        let asked = tokio::spawn(async move { many(&nodes, 16).await });
+        assert!(asked.await.expect("no panic").iter().all(Result::is_ok));
+    }
+    let calls = calls(&redis) - before;
+    // A runtime lets who gave way go on after 61 others at the latest, which may be between two of these.
+    assert!(calls <= 50 + 40, "{calls} calls for 50 times 16 decisions");
+}
+
 #[tokio::test]
 async fn a_refusal_says_how_long_and_after_that_time_the_request_is_admitted() {
     let redis = Redis::start();

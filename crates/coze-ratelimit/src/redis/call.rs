@@ -90,20 +90,17 @@ impl Batch {
         place
     }
 
-    /// Adds a decision. Says whether it is a further one of the last kind.
-    pub(super) fn decide(&mut self, levels: &[Level]) -> bool {
-        let known = self.decisions.get(self.last + 2..).unwrap_or_default().chunks_exact(4);
-        let alike = known.len() == levels.len()
-            && known.zip(levels).all(|(known, level)| known[..3] == level.numbers()[..3] && level.ahead == 0);
-        if alike && !levels.is_empty() {
-            self.decisions[self.last] += 1;
-            return true;
-        }
+    /// Adds a decision.
+    pub(super) fn decide(&mut self, levels: &[Level]) {
         self.last = self.decisions.len();
         self.decisions.extend([1, levels.len() as u64]);
         self.decisions.extend(levels.iter().flat_map(Level::numbers));
         self.levels.push(levels.len());
-        false
+    }
+
+    /// Adds one more like the last decision, which there is; of the leases there is one for all.
+    pub(super) fn again(&mut self) {
+        self.decisions[self.last] += 1;
     }
 
     /// # Errors
@@ -120,17 +117,32 @@ impl Batch {
     }
 
     pub(super) fn command(&self, name: &str, script: &str) -> Cmd {
-        let mut command = Cmd::with_capacity(4 + self.keys.len() + self.headers.len() + self.decisions.len(), 256);
+        let mut command = Cmd::with_capacity(5 + self.keys.len(), 256);
         command.arg(name).arg(script).arg(self.keys.len());
         self.keys.iter().for_each(|key| {
             command.arg(&**key);
         });
-        command.arg(&*self.node);
-        self.headers.iter().chain(&self.decisions).for_each(|number| {
-            command.arg(*number);
-        });
+        command.arg(&*self.node).arg(pack(&[&self.headers, &self.decisions]));
         command
     }
+}
+
+/// An array in [`MessagePack`](https://github.com/msgpack/msgpack/blob/master/spec.md): numbers below 128 are a byte, others nine.
+fn pack(numbers: &[&[u64]]) -> Vec<u8> {
+    let count = numbers.iter().map(|part| part.len()).sum::<usize>();
+    let mut packed = Vec::with_capacity(5 + 2 * count);
+    packed.push(0xdd);
+    packed.extend(u32::try_from(count).expect("a batch is small").to_be_bytes());
+    for number in numbers.iter().copied().flatten() {
+        match u8::try_from(*number) {
+            Ok(small @ ..0x80) => packed.push(small),
+            _ => {
+                packed.push(0xcf);
+                packed.extend(number.to_be_bytes());
+            }
+        }
+    }
+    packed
 }
 
 /// What the script answered.
@@ -148,8 +160,6 @@ pub(super) struct Reply {
 pub(super) struct Verdict {
     /// How many were admitted: the first ones.
     pub(super) admitted: u64,
-    /// How many more would be.
-    pub(super) remaining: u64,
     /// Microseconds until another one fits, and until all of the level that refused fit.
     pub(super) wait: u64,
     pub(super) full: u64,
@@ -166,13 +176,13 @@ impl Reply {
         let (slot, valid) = (next()?, next()?);
         let mut verdicts = Vec::with_capacity(levels.len());
         for count in levels {
-            let (admitted, remaining, wait, full) = (next()?, next()?, next()?, next()?);
+            let (admitted, wait, full) = (next()?, next()?, next()?);
             let refused = usize::try_from(next()?).ok().and_then(|level| level.checked_sub(1));
             if refused.is_some_and(|refused| refused >= *count) {
                 return Err((ErrorKind::UnexpectedReturnType, "the script's answer names no level").into());
             }
             let leased = (0..*count).map(|_| next()).collect::<Result<_, _>>()?;
-            verdicts.push(Verdict { admitted, remaining, wait, full, refused, leased });
+            verdicts.push(Verdict { admitted, wait, full, refused, leased });
         }
         Ok(Self { slot, valid, verdicts })
     }

@@ -34,7 +34,7 @@ pub(super) struct Gate {
     pub(super) sharing: Sharing,
     pub(super) away: Away,
     pub(super) known: Known,
-    /// For the keys there is no room for.
+    /// For everybody's key, which is empty, and for those there is no room for.
     pub(super) others: Arc<Entry>,
 }
 

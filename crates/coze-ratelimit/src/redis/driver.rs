@@ -1,11 +1,12 @@
 //! The one task of a node that talks to Redis: one call at a time, in which all decisions are made that came meanwhile.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{future::poll_fn, mem, sync::Arc, task::Poll, time::Duration};
 
 use redis::{ErrorKind, RedisError, RedisResult};
 use smallvec::SmallVec;
 use tokio::{
     sync::{mpsc, oneshot},
+    task::yield_now,
     time::{Instant, sleep, timeout},
 };
 
@@ -71,6 +72,16 @@ struct Group {
     answers: Vec<Answer>,
 }
 
+impl Group {
+    /// Whether these are decided as its own are, one after another, and lease nothing.
+    fn is_like(&self, parts: &[Part]) -> bool {
+        self.parts.len() == parts.len()
+            && self.parts.iter().zip(parts).all(|(known, part)| {
+                (known.cost, known.rest, 0) == (part.cost, part.rest, part.ahead) && known.entry.name == part.entry.name
+            })
+    }
+}
+
 impl Driver {
     /// Starts the task. It ends when nobody can give it orders any more.
     pub(super) fn spawn(common: Arc<Common>, server: RedisServer, room: usize) -> mpsc::Sender<Order> {
@@ -95,6 +106,14 @@ impl Driver {
                 count = self.orders.recv_many(&mut orders, MAX_BATCH) => if count == 0 { return },
                 () = sleep(TICK.saturating_sub(looked.elapsed())), if !self.watched.is_empty() => {}
             }
+            // Those that run before us may ask too: a call with many takes hardly longer than one with few.
+            yield_now().await;
+            let room = MAX_BATCH - orders.len();
+            poll_fn(|task| {
+                let _ = self.orders.poll_recv_many(task, &mut orders, room);
+                Poll::Ready(())
+            })
+            .await;
             self.calls += 1;
             let mut round = Round { batch: Batch::new(self.common.node.clone()), groups: Vec::new() };
             for order in orders.drain(..) {
@@ -185,7 +204,13 @@ impl Driver {
         let (parts, answer): (SmallVec<[Part; 3]>, _) = match order {
             // Who asked is gone: nothing is taken for nobody.
             Order::Decide(ask) if ask.answer.is_closed() && ask.parts.iter().all(|part| part.ahead == 0) => return,
-            Order::Decide(Ask { parts, answer }) => (parts, Some(answer)),
+            Order::Decide(Ask { parts, answer }) => match round.groups.last_mut() {
+                Some(group) if group.is_like(&parts) => {
+                    round.batch.again();
+                    return group.answers.push(answer);
+                }
+                _ => (parts, Some(answer)),
+            },
             Order::Lease(part) => ([part].into_iter().collect(), None),
             Order::Release(gate, entry) => {
                 // What was said to Redis with an earlier order of this call is the latest.
@@ -201,22 +226,18 @@ impl Driver {
             let (cost, rest, ahead) = (part.cost.into(), part.rest.into(), part.ahead.into());
             levels.push(Level { key, cost, rest, ahead });
         }
-        if !round.batch.decide(&levels) {
-            round.groups.push(Group { parts, answers: Vec::new() });
-        }
-        if let Some(group) = round.groups.last_mut() {
-            group.answers.extend(answer);
-        }
+        round.batch.decide(&levels);
+        round.groups.push(Group { parts, answers: answer.into_iter().collect() });
     }
 
     /// The place of a key in the batch, with what there is to say of it.
     fn header(&self, batch: &mut Batch, gate: &Gate, entry: &Entry, give_back: bool) -> u64 {
-        let now = self.common.now();
+        let now = || self.common.now();
         match gate.quota {
-            Quota::Rate(rate) => batch.rate(&entry.name, rate.into(), || entry.lock().holding.settle(now, give_back)),
+            Quota::Rate(rate) => batch.rate(&entry.name, rate.into(), || entry.lock().holding.settle(now(), give_back)),
             Quota::Concurrency(limit) => batch.concurrency(&entry.name, limit.get().into(), || {
                 let mut state = entry.lock();
-                (state.is_stale, state.told) = (false, now);
+                (state.is_stale, state.told) = (false, now());
                 (self.calls, state.have)
             }),
         }

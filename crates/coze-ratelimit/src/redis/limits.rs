@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
-    time::{Timeout, timeout},
+    time::{Timeout, timeout_at},
 };
 
 use super::{
@@ -146,6 +146,7 @@ impl Policy for RedisLimits {
     /// Refusals are those of [`Limits::check`](crate::Limits::check); while Redis is away, also `limit_unavailable`
     /// ([`Kind::Unavailable`]) of a level that is [`Away::Closed`].
     fn decide(&self, parts: &Parts, context: &Context, now: Instant) -> Decision<RedisPermit, Deciding> {
+        let until = tokio::time::Instant::from(now) + self.inner.server.timeout;
         let now = self.inner.common.micros(now.into());
         let mut asked = Asked { parts: SmallVec::new(), reserved: SmallVec::new(), inner: self.inner.clone() };
         for gate in &self.gates {
@@ -168,7 +169,7 @@ impl Policy for RedisLimits {
             asked.unask();
             return Decision::Now(asked.fall_back());
         }
-        Decision::Later(Deciding { decision: timeout(self.inner.server.timeout, decision), asked })
+        Decision::Later(Deciding { decision: timeout_at(until, decision), asked })
     }
 }
 
@@ -189,18 +190,18 @@ impl Asked {
             return Err(gate.refusal(u64::MAX, 0));
         }
         let part = |entry, ahead| Part { gate: gate.clone(), entry, cost, rest, ahead };
-        let name = || name(&self.inner.common.name, gate.level.name, key);
-        let is_long = key.id.len() > MAX_KEY;
+        let name = || name(&gate.others.name, key);
+        let is_shared = key.id.len() > MAX_KEY || key.id.is_empty() && key.tenant.is_none();
         let concurrency = matches!(gate.quota, Quota::Concurrency(_));
         if gate.sharing == Sharing::Exact && !concurrency {
-            let entry = if is_long { gate.others.clone() } else { Entry::new(name()) };
+            let entry = if is_shared { gate.others.clone() } else { Entry::new(name()) };
             self.parts.push(part(entry, 0));
             return Ok(());
         }
-        let known = if is_long { None } else { gate.known.get(key, now, name) };
+        let known = if is_shared { None } else { gate.known.get(key, now, name) };
         let entry = match known {
             Some(entry) => entry,
-            None if is_long || concurrency => gate.others.clone(),
+            None if is_shared || concurrency => gate.others.clone(),
             None => {
                 self.parts.push(part(Entry::new(name()), 0));
                 return Ok(());
@@ -282,11 +283,10 @@ impl Future for Deciding {
 }
 
 /// A key in Redis. Ids have no control characters, so that one separates them.
-fn name(limits: &str, level: &str, key: &KeyRef<'_>) -> Arc<str> {
-    let prefix = prefix(limits);
+fn name(prefix: &str, key: &KeyRef<'_>) -> Arc<str> {
     match key.tenant {
-        Some(tenant) => format!("{prefix}{level}:{tenant}\u{1f}{}", key.id).into(),
-        None => format!("{prefix}{level}:{}", key.id).into(),
+        Some(tenant) => [prefix, tenant.as_str(), "\u{1f}", &key.id].concat().into(),
+        None => [prefix, &key.id].concat().into(),
     }
 }
 

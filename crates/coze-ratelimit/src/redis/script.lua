@@ -1,13 +1,14 @@
 -- A batch of decisions, one after another, in one call. All keys lie in one slot of a cluster.
 --
--- ARGV: the node; for each key its header; then the decisions.
+-- ARGV: the node; and an array of numbers as MessagePack, which reads faster than an argument for each: for each key its
+-- header, then the decisions.
 --   rate         1, rate, burst, window, units of a request, number of settlements, (slot, spent, returned) of each
 --   concurrency  2, limit, number of the call, how many this node has
 --   decision     how many alike, number of levels, (key, cost, rest, requests to lease) of each: the cost fits if the rest fits
 --                besides, or nothing is used; the keys differ, and no cost is above what ever fits
 -- Reply: the slot in which leases of this call end, the microseconds until then; then for each decision
---   how many were admitted (the first ones), what remains, microseconds until another one fits, microseconds until all fit,
---   the level that refused (0 for none), and what was leased of each level.
+--   how many were admitted (the first ones), microseconds until another one fits, microseconds until all fit, the level that
+--   refused (0 for none), and what was leased of each level.
 --
 -- Rates are those of account.rs, function by function. Numbers are integers below 2^53, so that doubles hold them exactly.
 local SLICE, PAST, AHEAD = 100000, 10, 5
@@ -19,13 +20,13 @@ local CURRENT = 2 + PAST
 local time = redis.call('TIME')
 local clock = time[1] * 1000000 + time[2]
 
-local argument = 0
-local function text()
-    argument = argument + 1
-    return ARGV[argument]
-end
+-- Locals are found faster than globals.
+local max, min, ceil = math.max, math.min, math.ceil
+
+local node, numbers, read = ARGV[1], cmsgpack.unpack(ARGV[2]), 0
 local function number()
-    return tonumber(text())
+    read = read + 1
+    return numbers[read]
 end
 
 local function div(a, b)
@@ -34,16 +35,16 @@ end
 
 local function drain(key, till)
     local a = key.account
-    a[2] = math.max(0, a[2] - (till - a[1]) * key.rate)
+    a[2] = max(0, a[2] - (till - a[1]) * key.rate)
     a[1] = till
 end
 
 local function advance(key, now)
     local a = key.account
-    now = math.max(now, a[1])
+    now = max(now, a[1])
     local base = div(a[1], SLICE)
-    local passed = math.min(PAST + AHEAD, div(now, SLICE) - base)
-    for slot = 1, math.min(passed, AHEAD) do
+    local passed = min(PAST + AHEAD, div(now, SLICE) - base)
+    for slot = 1, min(passed, AHEAD) do
         local ended = a[CURRENT + slot]
         if ended > 0 then
             drain(key, (base + slot) * SLICE)
@@ -71,9 +72,9 @@ local function settle(key, slot, spent, returned)
         return
     end
     local i = CURRENT + ahead
-    spent = math.min(spent, a[i])
+    spent = min(spent, a[i])
     a[i] = a[i] - spent
-    a[i] = a[i] - math.min(returned, a[i])
+    a[i] = a[i] - min(returned, a[i])
     take(key, spent)
 end
 
@@ -87,54 +88,52 @@ end
 
 local function wait(key, cost)
     if key.limit then
-        return key.others + key.have <= math.max(0, key.limit - cost) and 0 or TRY
+        return key.others + key.have <= max(0, key.limit - cost) and 0 or TRY
     end
     local a = key.account
     local base = div(a[1], SLICE)
-    local room = math.max(0, key.window - cost)
+    local room = max(0, key.window - cost)
     local used, slices = sum(a, 3), 0
     while used > room and slices < PAST + AHEAD do
         used = used - a[3 + slices]
         slices = slices + 1
     end
     local window = slices == 0 and 0 or (base + slices) * SLICE - a[1]
-    room = math.max(0, key.burst - cost) * key.request
+    room = max(0, key.burst - cost) * key.request
     local at, level, leased = a[1], a[2], sum(a, CURRENT + 1) * key.request
     for slot = 1, AHEAD do
         local ended = a[CURRENT + slot] * key.request
-        local excess = math.max(0, level + leased - room)
+        local excess = max(0, level + leased - room)
         local till = (base + slot) * SLICE
         if ended > 0 and (excess > level or excess > (till - at) * key.rate) then
-            level = math.max(0, level - (till - at) * key.rate) + ended
+            level = max(0, level - (till - at) * key.rate) + ended
             at = till
             leased = leased - ended
         end
     end
-    return math.max(window, at - a[1] + math.ceil(math.max(0, level + leased - room) / key.rate))
+    return max(window, at - a[1] + ceil(max(0, level + leased - room) / key.rate))
 end
 
 local function room(key)
     if key.limit then
-        return math.max(0, key.limit - key.others - key.have)
+        return max(0, key.limit - key.others - key.have)
     end
     local a = key.account
-    local bucket = div(math.max(0, key.burst * key.request - a[2]), key.request)
-    return math.min(math.max(0, bucket - sum(a, CURRENT + 1)), math.max(0, key.window - sum(a, 3)))
+    local bucket = div(max(0, key.burst * key.request - a[2]), key.request)
+    return min(max(0, bucket - sum(a, CURRENT + 1)), max(0, key.window - sum(a, 3)))
 end
 
 -- How many of this cost fit one after another.
 local function count(level)
-    local fit = div(math.max(0, room(level.key) - level.rest), level.cost)
-    return math.max(fit, wait(level.key, level.cost + level.rest) == 0 and 1 or 0)
+    local fit = div(max(0, room(level.key) - level.rest), level.cost)
+    return fit == 0 and wait(level.key, level.cost + level.rest) == 0 and 1 or fit
 end
 
-local node = text()
 local keys = {}
 for i, name in ipairs(KEYS) do
-    local key = {}
-    keys[i] = key
+    local key
     if number() == 1 then
-        key.rate, key.burst, key.window, key.request = number(), number(), number(), number()
+        key = {rate = number(), burst = number(), window = number(), request = number(), account = false, changed = false}
         local stored = redis.call('GET', name)
         key.account = stored and cmsgpack.unpack(stored) or {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
         advance(key, clock)
@@ -143,8 +142,7 @@ for i, name in ipairs(KEYS) do
             key.changed = true
         end
     else
-        key.limit, key.call, key.have = number(), number(), number()
-        key.others = 0
+        key = {limit = number(), call = number(), have = number(), others = 0}
         local stored = redis.call('HGETALL', name)
         for field = 1, #stored, 2 do
             local have, till, call = cmsgpack.unpack(stored[field + 1])
@@ -160,11 +158,12 @@ for i, name in ipairs(KEYS) do
         key.others = key.late and key.limit or key.others
         key.changed = not key.late
     end
+    keys[i] = key
 end
 
 local slot = div(clock, SLICE) + AHEAD
 local reply = {slot, slot * SLICE - clock}
-while argument < #ARGV do
+while read < #numbers do
     local alike, levels = number(), {}
     for i = 1, number() do
         levels[i] = {key = keys[number()], cost = number(), rest = number(), ahead = number()}
@@ -173,7 +172,7 @@ while argument < #ARGV do
     local admitted, longest, full, refused = alike, 0, 0, 0
     for _, level in ipairs(levels) do
         if level.cost > 0 then
-            admitted = math.min(admitted, count(level))
+            admitted = min(admitted, count(level))
         end
     end
     for _, level in ipairs(levels) do
@@ -194,24 +193,18 @@ while argument < #ARGV do
             end
         end
         local key = levels[refused].key
-        full = key.limit and TRY or wait(key, math.min(key.window, key.burst))
+        full = key.limit and TRY or wait(key, min(key.window, key.burst))
     end
-    local remaining, granted = nil, {}
+    local last = #reply
+    reply[last + 1], reply[last + 2], reply[last + 3], reply[last + 4] = admitted, longest, full, refused
     for i, level in ipairs(levels) do
-        local key = level.key
-        granted[i] = 0
+        local key, granted = level.key, 0
         if refused == 0 and level.ahead > 0 then
-            granted[i] = math.min(room(key), level.ahead)
-            key.account[CURRENT + AHEAD] = key.account[CURRENT + AHEAD] + granted[i]
-            key.changed = key.changed or granted[i] > 0
+            granted = min(room(key), level.ahead)
+            key.account[CURRENT + AHEAD] = key.account[CURRENT + AHEAD] + granted
+            key.changed = key.changed or granted > 0
         end
-        remaining = math.min(remaining or room(key), room(key))
-    end
-    for _, value in ipairs({admitted, remaining, longest, full, refused}) do
-        reply[#reply + 1] = value
-    end
-    for _, value in ipairs(granted) do
-        reply[#reply + 1] = value
+        reply[last + 4 + i] = granted
     end
 end
 
@@ -228,8 +221,8 @@ for i, name in ipairs(KEYS) do
         end
     else
         local a = key.account
-        local lifetime = math.ceil((a[2] + sum(a, CURRENT + 1) * key.request) / key.rate) + (PAST + AHEAD) * SLICE
-        redis.call('SET', name, cmsgpack.pack(a), 'PX', math.ceil(lifetime / 1000))
+        local lifetime = ceil((a[2] + sum(a, CURRENT + 1) * key.request) / key.rate) + (PAST + AHEAD) * SLICE
+        redis.call('SET', name, cmsgpack.pack(a), 'PX', ceil(lifetime / 1000))
     end
 end
 return reply
