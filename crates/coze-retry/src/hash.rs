@@ -48,10 +48,13 @@ impl Hasher for Folding {
         for word in words {
             self.add(u64::from_le_bytes(*word));
         }
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
+        // A short text byte by byte, of a longer one the last word, part of which was there before.
+        let last = match bytes.last_chunk() {
+            Some(word) => u64::from_le_bytes(*word),
+            None => rest.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+        };
         // With the length, so that zeros at the end count.
-        self.add(u64::from_le_bytes(last) ^ (bytes.len() as u64) << 56);
+        self.add(last ^ (bytes.len() as u64) << 56);
     }
 
     #[inline]

@@ -29,9 +29,9 @@ enum Inner<B> {
 /// What the retry keeps of the request body, to make another one when the attempt before gave it back. `None` is the empty body.
 pub(crate) struct Replay<B>(Option<Home<B>>);
 
-/// Where the record is while no attempt has it. An attempt's body takes it along and brings it back when dropped, so that
-/// there is never more than one reader, and no lock is held while the original is polled.
-type Home<B> = Arc<Mutex<Option<Record<B>>>>;
+/// The record, shared with the body of the attempt that reads it. There is never more than one: the next one is made when the
+/// one before was dropped, and only then the record is looked at from here. So nobody ever waits for the lock.
+type Home<B> = Arc<Mutex<Record<B>>>;
 
 /// What was read of the original body, and what is left of it.
 struct Record<B> {
@@ -48,8 +48,6 @@ struct Record<B> {
 /// Reads a record from its beginning, and goes on with the rest of the original.
 struct Reader<B> {
     home: Home<B>,
-    /// Here until dropped.
-    record: Option<Record<B>>,
     /// The next frame to repeat.
     next: usize,
     /// The bytes in the frames to repeat.
@@ -67,6 +65,7 @@ impl<B> Replay<B> {
 
 impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
     /// Keeps at most `cap` bytes of `body` while it is read.
+    #[inline]
     pub(crate) fn new(body: B, cap: u64) -> (Self, ReplayBody<B>) {
         if body.is_end_stream() {
             return (Self(None), ReplayBody(Inner::Empty));
@@ -74,26 +73,26 @@ impl<B: Body<Data = Bytes> + Unpin> Replay<B> {
         // Of a body that is too large for sure not even the beginning is kept. It can still be sent again unread.
         let room = if body.size_hint().lower() > cap { 0 } else { cap };
         let record = Record { frames: Vec::new(), trailers: None, rest: Some(body), room, lost: false };
-        let home = Home::default();
-        let reader = Reader::new(record, home.clone());
-        (Self(Some(home)), ReplayBody(Inner::Kept(reader)))
+        let home = Arc::new(Mutex::new(record));
+        (Self(Some(home.clone())), ReplayBody(Inner::Kept(Reader { home, next: 0, bytes: 0, done: false })))
     }
 
     /// Is it clear already that there is no other body to be had?
     pub(crate) fn is_lost(&self) -> bool {
-        self.0.as_ref().is_some_and(|home| lock(home).as_ref().is_some_and(|record| record.lost))
+        self.0.as_ref().is_some_and(|home| given_back(home).is_some_and(|record| record.lost))
     }
 
     /// Was it read to its end, and given back?
     pub(crate) fn is_complete(&self) -> bool {
-        self.0.as_ref().is_none_or(|home| lock(home).as_ref().is_some_and(|record| record.rest.is_none()))
+        self.0.as_ref().is_none_or(|home| given_back(home).is_some_and(|record| record.rest.is_none()))
     }
 
     /// The body once more, if it is complete and the attempt before has given it back.
     pub(crate) fn again(&self) -> Option<ReplayBody<B>> {
         let Some(home) = &self.0 else { return Some(ReplayBody(Inner::Empty)) };
-        let record = lock(home).take_if(|record| !record.lost)?;
-        Some(ReplayBody(Inner::Kept(Reader::new(record, home.clone()))))
+        let record = given_back(home).filter(|record| !record.lost)?;
+        let bytes = record.frames.iter().map(|frame| frame.len() as u64).sum();
+        Some(ReplayBody(Inner::Kept(Reader { home: home.clone(), next: 0, bytes, done: false })))
     }
 }
 
@@ -131,20 +130,9 @@ impl<B> Record<B> {
     }
 }
 
-impl<B> Reader<B> {
-    fn new(record: Record<B>, home: Home<B>) -> Self {
-        let bytes = record.frames.iter().map(|frame| frame.len() as u64).sum();
-        Self { home, record: Some(record), next: 0, bytes, done: false }
-    }
-
-    fn record(&self) -> &Record<B> {
-        self.record.as_ref().expect("the record is here until the reader is dropped")
-    }
-}
-
 impl<B: Body<Data = Bytes> + Unpin> Reader<B> {
     fn poll_frame(&mut self, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let record = self.record.as_mut().expect("the record is here until the reader is dropped");
+        let record = &mut *lock(&self.home);
         if let Some(frame) = record.frames.get(self.next) {
             self.next += 1;
             self.bytes -= frame.len() as u64;
@@ -177,7 +165,7 @@ impl<B: Body<Data = Bytes> + Unpin> Reader<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        let record = self.record();
+        let record = lock(&self.home);
         self.next == record.frames.len()
             && match &record.rest {
                 Some(rest) => rest.is_end_stream(),
@@ -186,19 +174,13 @@ impl<B: Body<Data = Bytes> + Unpin> Reader<B> {
     }
 
     fn size_hint(&self) -> SizeHint {
-        let rest = self.record().rest.as_ref().map_or(SizeHint::with_exact(0), B::size_hint);
+        let rest = lock(&self.home).rest.as_ref().map_or(SizeHint::with_exact(0), B::size_hint);
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower().saturating_add(self.bytes));
         if let Some(upper) = rest.upper() {
             hint.set_upper(upper.saturating_add(self.bytes));
         }
         hint
-    }
-}
-
-impl<B> Drop for Reader<B> {
-    fn drop(&mut self) {
-        *lock(&self.home) = self.record.take();
     }
 }
 
@@ -237,6 +219,11 @@ impl<B> fmt::Debug for ReplayBody<B> {
     }
 }
 
-fn lock<B>(home: &Home<B>) -> MutexGuard<'_, Option<Record<B>>> {
+/// The record, when no attempt has it.
+fn given_back<B>(home: &Home<B>) -> Option<MutexGuard<'_, Record<B>>> {
+    (Arc::strong_count(home) == 1).then(|| lock(home))
+}
+
+fn lock<B>(home: &Home<B>) -> MutexGuard<'_, Record<B>> {
     home.lock().unwrap_or_else(PoisonError::into_inner)
 }
