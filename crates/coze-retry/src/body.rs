@@ -1,8 +1,9 @@
 use std::{
     fmt,
+    future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context as Task, Poll},
+    task::{Context as Task, Poll, ready},
 };
 
 use bytes::Buf;
@@ -19,28 +20,27 @@ pin_project! {
     pub struct ResponseBody<R: Body> {
         #[pin]
         inner: Inner<R>,
-        // In boxes, because most answers have neither, and all of them are moved.
-        peeked: Option<Box<Frame<R::Data>>>,
-        watch: Option<Pin<Box<Watch>>>,
     }
 }
 
 pin_project! {
     #[project = InnerProj]
-    enum Inner<R> {
-        Whole { #[pin] body: R },
-        // One that was polled before it came here, and so cannot be moved any more.
-        Peeked { body: Pin<Box<R>> },
-        // It took too long, and was dropped.
-        Over,
+    enum Inner<R: Body> {
+        Plain { #[pin] body: R },
+        // In a box, because most answers are not, and all of them are moved.
+        Watched { body: Pin<Box<Watched<R>>> },
     }
 }
 
 pin_project! {
-    /// Ends a wait that is too long.
-    struct Watch {
-        attempts: Arc<Attempts>,
+    /// A body whose waits are bounded, or of which one frame was looked at.
+    pub(crate) struct Watched<R: Body> {
+        // None when it took too long.
+        #[pin]
+        body: Option<R>,
+        peeked: Option<Frame<R::Data>>,
         begun: bool,
+        attempts: Option<Arc<Attempts>>,
         #[pin]
         timer: Option<Sleep>,
     }
@@ -49,38 +49,59 @@ pin_project! {
 impl<R: Body> ResponseBody<R> {
     #[inline]
     pub(crate) fn new(body: R, attempts: Option<&Arc<Attempts>>) -> Self {
-        Self { inner: Inner::Whole { body }, peeked: None, watch: Watch::new(attempts, false) }
+        let bounded = attempts.is_some_and(|attempts| attempts.first_byte.is_some() || attempts.idle.is_some());
+        let inner = match bounded {
+            false => Inner::Plain { body },
+            true => Inner::Watched { body: Watched::new(body, attempts.cloned()) },
+        };
+        Self { inner }
     }
 
-    /// A body of which one frame was looked at.
-    pub(crate) fn peeked(body: Pin<Box<R>>, peeked: Option<Frame<R::Data>>, attempts: Option<&Arc<Attempts>>) -> Self {
-        let watch = Watch::new(attempts, peeked.is_some());
-        Self { inner: Inner::Peeked { body }, peeked: peeked.map(Box::new), watch }
+    pub(crate) fn watched(body: Pin<Box<Watched<R>>>) -> Self {
+        Self { inner: Inner::Watched { body } }
     }
 
     /// The trailers, where nothing came before them and they were looked at.
     pub(crate) fn trailers(&self) -> Option<&HeaderMap> {
-        self.peeked.as_ref()?.trailers_ref()
+        match &self.inner {
+            Inner::Plain { .. } => None,
+            Inner::Watched { body } => body.peeked.as_ref()?.trailers_ref(),
+        }
     }
 }
 
-impl Watch {
-    #[inline]
-    fn new(attempts: Option<&Arc<Attempts>>, begun: bool) -> Option<Pin<Box<Self>>> {
-        let attempts = attempts.filter(|attempts| attempts.first_byte.is_some() || attempts.idle.is_some())?;
-        Some(Box::pin(Self { attempts: attempts.clone(), begun, timer: None }))
+impl<R: Body> Watched<R> {
+    pub(crate) fn new(body: R, attempts: Option<Arc<Attempts>>) -> Pin<Box<Self>> {
+        Box::pin(Self { body: Some(body), peeked: None, begun: false, attempts, timer: None })
     }
 
-    /// A frame came.
-    fn rest(self: Pin<&mut Self>) {
-        let mut this = self.project();
-        *this.begun = true;
-        this.timer.set(None);
+    /// Waits for the first frame, and keeps it.
+    pub(crate) fn peek(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Result<(), R::Error>> {
+        let this = self.project();
+        let body = this.body.as_pin_mut().expect("nothing took too long yet");
+        *this.peeked = ready!(body.poll_frame(task)).transpose()?;
+        *this.begun = this.peeked.is_some();
+        Poll::Ready(Ok(()))
     }
+}
 
-    fn poll(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Error> {
+impl<R> Watched<R>
+where
+    R: Body,
+    R::Error: Into<BoxError>,
+{
+    fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<R::Data>, BoxError>>> {
         let mut this = self.project();
-        let Attempts { first_byte, idle, .. } = &**this.attempts;
+        if let Some(frame) = this.peeked.take() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        let Some(body) = this.body.as_mut().as_pin_mut() else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = body.poll_frame(task) {
+            *this.begun = true;
+            this.timer.set(None);
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        let Some(Attempts { first_byte, idle, .. }) = this.attempts.as_deref() else { return Poll::Pending };
         let (limit, reason, message) = match this.begun {
             false => (first_byte, "first_byte_timeout", "the first byte of the answer did not come in time"),
             true => (idle, "idle_timeout", "the answer stopped half way"),
@@ -89,8 +110,26 @@ impl Watch {
         if this.timer.is_none() {
             this.timer.set(Some(sleep(limit)));
         }
-        let timer = this.timer.as_pin_mut().expect("it was made a moment ago");
-        timer.poll(task).map(|()| Error::new(Kind::Timeout, reason).with_message(message))
+        ready!(this.timer.as_pin_mut().expect("it was made a moment ago").poll(task));
+        // Dropped now, so that the connection is free before the caller is done with the error.
+        this.body.set(None);
+        Poll::Ready(Some(Err(Error::new(Kind::Timeout, reason).with_message(message).into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.peeked.is_none() && self.body.as_ref().is_none_or(R::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.body.as_ref().map_or(SizeHint::with_exact(0), R::size_hint);
+        let Some(peeked) = self.peeked.as_ref().and_then(|frame| frame.data_ref()) else { return rest };
+        let peeked = peeked.remaining() as u64;
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(peeked));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(peeked));
+        }
+        hint
     }
 }
 
@@ -102,55 +141,26 @@ where
     type Data = R::Data;
     type Error = BoxError;
 
+    #[inline]
     fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<R::Data>, BoxError>>> {
-        let mut this = self.project();
-        if let Some(frame) = this.peeked.take() {
-            return Poll::Ready(Some(Ok(*frame)));
-        }
-        let polled = match this.inner.as_mut().project() {
-            InnerProj::Whole { body } => body.poll_frame(task),
-            InnerProj::Peeked { body } => body.as_mut().poll_frame(task),
-            InnerProj::Over => return Poll::Ready(None),
-        };
-        match (polled, this.watch) {
-            (Poll::Ready(frame), watch) => {
-                if let Some(watch) = watch {
-                    watch.as_mut().rest();
-                }
-                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
-            }
-            (Poll::Pending, None) => Poll::Pending,
-            (Poll::Pending, Some(watch)) => watch.as_mut().poll(task).map(|error| {
-                // Dropped now, so that the connection is free before the caller is done with the error.
-                this.inner.set(Inner::Over);
-                Some(Err(error.into()))
-            }),
+        match self.project().inner.project() {
+            InnerProj::Plain { body } => body.poll_frame(task).map_err(Into::into),
+            InnerProj::Watched { body } => body.as_mut().poll_frame(task),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.peeked.is_none()
-            && match &self.inner {
-                Inner::Whole { body } => body.is_end_stream(),
-                Inner::Peeked { body } => body.is_end_stream(),
-                Inner::Over => true,
-            }
+        match &self.inner {
+            Inner::Plain { body } => body.is_end_stream(),
+            Inner::Watched { body } => body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let rest = match &self.inner {
-            Inner::Whole { body } => body.size_hint(),
-            Inner::Peeked { body } => body.size_hint(),
-            Inner::Over => SizeHint::with_exact(0),
-        };
-        let Some(peeked) = self.peeked.as_ref().and_then(|frame| frame.data_ref()) else { return rest };
-        let peeked = peeked.remaining() as u64;
-        let mut hint = SizeHint::new();
-        hint.set_lower(rest.lower().saturating_add(peeked));
-        if let Some(upper) = rest.upper() {
-            hint.set_upper(upper.saturating_add(peeked));
+        match &self.inner {
+            Inner::Plain { body } => body.size_hint(),
+            Inner::Watched { body } => body.size_hint(),
         }
-        hint
     }
 }
 

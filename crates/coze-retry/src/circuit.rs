@@ -1,6 +1,6 @@
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, Hash},
+    hash::{BuildHasher, Hasher},
     num::NonZeroU64,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -59,13 +59,18 @@ enum Phase {
     HalfOpen { turn: NonZeroU64, running: u32, good: u32 },
 }
 
-/// One destination's part of a [`Breaker`], for one attempt. Dropped before the attempt has ended, it gives back what it took.
+/// An attempt that finds out whether its destination is back. Dropped, it makes room for another one.
+///
+/// In a box, because hardly any attempt is one.
 #[derive(Debug)]
-pub struct Circuit {
+pub(crate) struct Probe(Box<Place>);
+
+#[derive(Debug)]
+struct Place {
     breaker: Breaker,
     destination: u64,
-    /// The half-open phase that this attempt is a probe of.
-    probe: Option<NonZeroU64>,
+    /// The half-open phase that it belongs to.
+    turn: NonZeroU64,
 }
 
 /// What an attempt says about the health of its destination.
@@ -117,12 +122,104 @@ impl Breaker {
         Self::with(self.0.marks, self.0.pause, probes)
     }
 
-    /// What an attempt for this destination has to ask.
-    #[must_use]
+    /// What this destination is called here.
     #[inline]
-    pub fn circuit(&self, destination: impl Hash) -> Circuit {
-        let destination = self.0.troubled.hasher.hash_one(destination);
-        Circuit { breaker: self.clone(), destination, probe: None }
+    pub(crate) fn destination(&self, name: &[u8]) -> u64 {
+        let mut hasher = self.0.troubled.hasher.build_hasher();
+        hasher.write(name);
+        hasher.finish()
+    }
+
+    /// Begins an attempt.
+    ///
+    /// # Errors
+    /// `circuit_open`, with the time until the next probe, unless one is running.
+    #[inline]
+    pub(crate) fn enter(&self, destination: u64, now: Instant) -> Result<Option<Probe>, Error> {
+        if self.0.troubled.is_empty() { Ok(None) } else { self.enter_troubled(destination, now) }
+    }
+
+    #[cold]
+    fn enter_troubled(&self, destination: u64, now: Instant) -> Result<Option<Probe>, Error> {
+        let Inner { pause, probes, troubled, .. } = &*self.0;
+        let mut states = troubled.lock();
+        let Some(state) = states.get_mut(&destination) else { return Ok(None) };
+        if matches!(state.phase, Phase::Open) {
+            let left = state.left(*pause, now);
+            if !left.is_zero() {
+                return Err(refused().with_retry_after(left));
+            }
+            let turn = NonZeroU64::MIN.saturating_add(troubled.turns.fetch_add(1, Relaxed));
+            *state = State { since: now, phase: Phase::HalfOpen { turn, running: 0, good: 0 } };
+        }
+        let Phase::HalfOpen { turn, running, .. } = &mut state.phase else { return Ok(None) };
+        if *running >= *probes {
+            return Err(refused());
+        }
+        *running += 1;
+        Ok(Some(Probe(Box::new(Place { breaker: self.clone(), destination, turn: *turn }))))
+    }
+
+    /// Will it still be open when this time is over?
+    pub(crate) fn is_open_after(&self, destination: u64, wait: Duration, now: Instant) -> bool {
+        let Inner { pause, troubled, .. } = &*self.0;
+        let open = |state: &State| matches!(state.phase, Phase::Open) && state.left(*pause, now) > wait;
+        !troubled.is_empty() && troubled.lock().get(&destination).is_some_and(open)
+    }
+
+    /// Ends an attempt. The clock is only asked where there is trouble.
+    #[inline]
+    pub(crate) fn settle(
+        &self,
+        destination: u64,
+        probe: &mut Option<Probe>,
+        mark: Mark,
+        now: impl FnOnce() -> Instant,
+    ) -> Option<Turn> {
+        if mark == Mark::Good && self.0.troubled.is_empty() {
+            return None;
+        }
+        // Dropped at the end of this, whatever the mark, so after the lock is free.
+        let probe = probe.take();
+        if mark == Mark::Unclear { None } else { self.settle_troubled(destination, probe.as_ref(), mark, now()) }
+    }
+
+    #[cold]
+    fn settle_troubled(&self, destination: u64, probe: Option<&Probe>, mark: Mark, now: Instant) -> Option<Turn> {
+        let own = probe.map(|probe| probe.0.turn);
+        let Inner { marks: most, probes, troubled, .. } = &*self.0;
+        let mut states = troubled.lock();
+        if mark == Mark::Bad && !states.contains_key(&destination) {
+            make_room(&mut states);
+            states.insert(destination, State { since: now, phase: Phase::Closed { marks: 0 } });
+        }
+        let state = states.get_mut(&destination)?;
+        let turn = match (&mut state.phase, mark) {
+            (Phase::Closed { marks }, Mark::Bad) => {
+                *marks += 1;
+                let full = *marks >= *most;
+                state.since = now;
+                full.then_some(Turn::Opened)
+            }
+            (Phase::Closed { .. }, Mark::Good) => {
+                states.remove(&destination);
+                None
+            }
+            (Phase::HalfOpen { turn, .. }, Mark::Bad) if own == Some(*turn) => Some(Turn::Opened),
+            (Phase::HalfOpen { turn, good, .. }, Mark::Good) if own == Some(*turn) => {
+                *good += 1;
+                (*good >= *probes).then_some(Turn::Closed)
+            }
+            // Attempts that began before it opened say nothing new.
+            _ => None,
+        };
+        match turn {
+            Some(Turn::Opened) => _ = states.insert(destination, State { since: now, phase: Phase::Open }),
+            Some(Turn::Closed) => _ = states.remove(&destination),
+            None => {}
+        }
+        troubled.count.store(states.len(), Relaxed);
+        turn
     }
 }
 
@@ -132,127 +229,14 @@ impl Default for Breaker {
     }
 }
 
-impl Circuit {
-    /// The same for another attempt.
-    pub(crate) fn another(&self) -> Self {
-        Self { breaker: self.breaker.clone(), destination: self.destination, probe: None }
-    }
-
-    /// Begins an attempt.
-    ///
-    /// # Errors
-    /// `circuit_open`, with the time until the next probe, unless one is running.
-    #[inline]
-    pub(crate) fn enter(&mut self, now: Instant) -> Result<(), Error> {
-        self.leave();
-        if self.breaker.0.troubled.is_empty() { Ok(()) } else { self.enter_troubled(now) }
-    }
-
-    #[cold]
-    fn enter_troubled(&mut self, now: Instant) -> Result<(), Error> {
-        let Inner { pause, probes, troubled, .. } = &*self.breaker.0;
-        let mut states = troubled.lock();
-        let Some(state) = states.get_mut(&self.destination) else { return Ok(()) };
-        if matches!(state.phase, Phase::Open) {
-            let left = state.left(*pause, now);
-            if !left.is_zero() {
-                return Err(refused().with_retry_after(left));
-            }
-            let turn = NonZeroU64::MIN.saturating_add(troubled.turns.fetch_add(1, Relaxed));
-            *state = State { since: now, phase: Phase::HalfOpen { turn, running: 0, good: 0 } };
-        }
-        if let Phase::HalfOpen { turn, running, .. } = &mut state.phase {
-            if *running >= *probes {
-                return Err(refused());
-            }
-            *running += 1;
-            self.probe = Some(*turn);
-        }
-        Ok(())
-    }
-
-    /// Will it still be open when this time is over?
-    pub(crate) fn is_open_after(&self, wait: Duration, now: Instant) -> bool {
-        let Inner { pause, troubled, .. } = &*self.breaker.0;
-        let open = |state: &State| matches!(state.phase, Phase::Open) && state.left(*pause, now) > wait;
-        !troubled.is_empty() && troubled.lock().get(&self.destination).is_some_and(open)
-    }
-
-    /// Ends an attempt. The clock is only asked where there is trouble.
-    #[inline]
-    pub(crate) fn settle(&mut self, mark: Mark, now: impl FnOnce() -> Instant) -> Option<Turn> {
-        match mark {
-            Mark::Good if self.breaker.0.troubled.is_empty() => None,
-            Mark::Good | Mark::Bad => self.settle_troubled(mark, now()),
-            Mark::Unclear => {
-                self.leave();
-                None
-            }
-        }
-    }
-
-    #[cold]
-    fn settle_troubled(&mut self, mark: Mark, now: Instant) -> Option<Turn> {
-        let probe = self.probe.take();
-        let Inner { marks: most, probes, troubled, .. } = &*self.breaker.0;
-        let mut states = troubled.lock();
-        if mark == Mark::Bad && !states.contains_key(&self.destination) {
-            make_room(&mut states);
-            states.insert(self.destination, State { since: now, phase: Phase::Closed { marks: 0 } });
-        }
-        let state = states.get_mut(&self.destination)?;
-        let turn = match (&mut state.phase, mark) {
-            (Phase::Closed { marks }, Mark::Bad) => {
-                *marks += 1;
-                let full = *marks >= *most;
-                state.since = now;
-                full.then_some(Turn::Opened)
-            }
-            (Phase::Closed { .. }, Mark::Good) => {
-                states.remove(&self.destination);
-                None
-            }
-            (Phase::HalfOpen { turn, .. }, Mark::Bad) if probe == Some(*turn) => Some(Turn::Opened),
-            (Phase::HalfOpen { turn, running, good }, Mark::Good) if probe == Some(*turn) => {
-                *running -= 1;
-                *good += 1;
-                (*good >= *probes).then_some(Turn::Closed)
-            }
-            // Attempts that began before it opened say nothing new.
-            _ => None,
-        };
-        match turn {
-            Some(Turn::Opened) => _ = states.insert(self.destination, State { since: now, phase: Phase::Open }),
-            Some(Turn::Closed) => _ = states.remove(&self.destination),
-            None => {}
-        }
-        troubled.count.store(states.len(), Relaxed);
-        turn
-    }
-
-    /// Ends a probe that nobody waits for any more: another one may take its place.
-    #[inline]
-    fn leave(&mut self) {
-        if let Some(own) = self.probe.take() {
-            self.give_back(own);
-        }
-    }
-
-    #[cold]
-    fn give_back(&self, own: NonZeroU64) {
+impl Drop for Place {
+    fn drop(&mut self) {
         if let Some(State { phase: Phase::HalfOpen { turn, running, .. }, .. }) =
             self.breaker.0.troubled.lock().get_mut(&self.destination)
-            && *turn == own
+            && *turn == self.turn
         {
             *running -= 1;
         }
-    }
-}
-
-impl Drop for Circuit {
-    #[inline]
-    fn drop(&mut self) {
-        self.leave();
     }
 }
 
@@ -264,6 +248,7 @@ impl State {
 }
 
 impl Troubled {
+    #[inline]
     fn is_empty(&self) -> bool {
         self.count.load(Relaxed) == 0
     }
@@ -293,6 +278,9 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    /// Two destinations.
+    const A: u64 = 1;
+    const B: u64 = 2;
 
     fn breaker() -> Breaker {
         Breaker::new().marks(2).pause(10 * SECOND)
@@ -300,9 +288,8 @@ mod tests {
 
     /// Begins and ends an attempt.
     fn attempt(breaker: &Breaker, mark: Mark, now: Instant) -> Result<Option<Turn>, Option<Duration>> {
-        let mut circuit = breaker.circuit("a");
-        circuit.enter(now).map_err(|error| error.retry_after())?;
-        Ok(circuit.settle(mark, || now))
+        let mut probe = breaker.enter(A, now).map_err(|error| error.retry_after())?;
+        Ok(breaker.settle(A, &mut probe, mark, || now))
     }
 
     #[test]
@@ -315,9 +302,8 @@ mod tests {
         assert_eq!(attempt(&breaker, Mark::Bad, now), Ok(Some(Turn::Opened)));
         let clone = breaker.clone();
         assert_eq!(attempt(&clone, Mark::Good, now + 4 * SECOND), Err(Some(6 * SECOND)), "clones share it");
-        assert!(breaker.circuit("b").enter(now).is_ok(), "another destination");
-        let circuit = breaker.circuit("a");
-        assert!(circuit.is_open_after(9 * SECOND, now) && !circuit.is_open_after(10 * SECOND, now));
+        assert!(breaker.enter(B, now).is_ok(), "another destination");
+        assert!(breaker.is_open_after(A, 9 * SECOND, now) && !breaker.is_open_after(A, 10 * SECOND, now));
     }
 
     #[test]
@@ -342,30 +328,25 @@ mod tests {
         let (breaker, now) = (breaker().marks(1).probes(2), Instant::now());
         assert_eq!(attempt(&breaker, Mark::Bad, now), Ok(Some(Turn::Opened)));
         let later = now + 10 * SECOND;
-        let mut probes = [0; 2].map(|_| breaker.circuit("a"));
-        assert!(probes.iter_mut().all(|probe| probe.enter(later).is_ok()));
+        let [mut first, second] = [0; 2].map(|_| breaker.enter(A, later).expect("half-open"));
+        assert!(first.is_some() && second.is_some());
         assert_eq!(attempt(&breaker, Mark::Good, later), Err(None), "nobody knows for how long");
-        let [mut first, second] = probes;
         drop(second);
-        assert_eq!(first.settle(Mark::Good, || later), None, "one of two");
+        assert_eq!(breaker.settle(A, &mut first, Mark::Good, || later), None, "one of two");
         assert_eq!(attempt(&breaker, Mark::Good, later), Ok(Some(Turn::Closed)));
     }
 
     #[test]
     fn late_answers_of_an_earlier_phase_change_nothing() {
         let (breaker, now) = (breaker().marks(1).probes(2), Instant::now());
-        let mut early = breaker.circuit("a");
-        early.enter(now).expect("closed");
+        let mut early = breaker.enter(A, now).expect("closed");
         assert_eq!(attempt(&breaker, Mark::Bad, now), Ok(Some(Turn::Opened)));
-        assert_eq!(early.settle(Mark::Good, || now), None);
+        assert_eq!(breaker.settle(A, &mut early, Mark::Good, || now), None);
         let at = |s| now + s * SECOND;
-        let (mut late, mut failing) = (breaker.circuit("a"), breaker.circuit("a"));
-        late.enter(at(10)).expect("a probe");
-        failing.enter(at(10)).expect("a probe");
-        assert_eq!(failing.settle(Mark::Bad, || at(10)), Some(Turn::Opened));
-        let (mut one, mut two) = (breaker.circuit("a"), breaker.circuit("a"));
-        one.enter(at(20)).expect("a probe");
-        two.enter(at(20)).expect("a probe");
+        let probes = |s| [0; 2].map(|_| breaker.enter(A, at(s)).expect("a probe"));
+        let [late, mut failing] = probes(10);
+        assert_eq!(breaker.settle(A, &mut failing, Mark::Bad, || at(10)), Some(Turn::Opened));
+        let _running = probes(20);
         drop(late);
         assert_eq!(attempt(&breaker, Mark::Good, at(20)), Err(None), "it was no probe of this phase");
     }
@@ -375,11 +356,11 @@ mod tests {
         let (breaker, now) = (breaker().marks(1), Instant::now());
         for n in 0..1000 {
             let at = now + n * Duration::from_millis(1);
-            assert_eq!(breaker.circuit(n).settle(Mark::Bad, || at), Some(Turn::Opened));
+            assert_eq!(breaker.settle(n.into(), &mut None, Mark::Bad, || at), Some(Turn::Opened));
         }
         assert_eq!(breaker.0.troubled.lock().len(), 64);
-        assert!((936..1000).all(|n| breaker.circuit(n).enter(now + SECOND).is_err()));
-        assert!((0..936).all(|n| breaker.circuit(n).enter(now + SECOND).is_ok()));
+        assert!((936..1000).all(|n| breaker.enter(n, now + SECOND).is_err()));
+        assert!((0..936).all(|n| breaker.enter(n, now + SECOND).is_ok()));
     }
 
     #[test]

@@ -4,7 +4,14 @@ use coze_core::{BoxError, Error, Kind};
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
 
-use crate::{Circuit, Mark, Outcome, Policy, ResponseBody, circuit::Turn, failure, grpc, service::now};
+use tokio::time::Instant;
+
+use crate::{
+    Mark, Outcome, Policy, ResponseBody,
+    circuit::{Probe, Turn},
+    failure, grpc,
+    service::now,
+};
 
 /// The failure that this answer is, if it is one. A call of gRPC has a status in its trailers, if those were looked at, else in
 /// its head.
@@ -24,23 +31,35 @@ pub(crate) fn outcome<'a>(
     }
 }
 
+/// Asks the breaker whether an attempt may begin.
+#[inline]
+pub(crate) fn enter(policy: &impl Policy, destination: u64, now: Instant) -> Result<Option<Probe>, Error> {
+    policy.breaker().map_or(Ok(None), |breaker| breaker.enter(destination, now))
+}
+
 /// Tells the breaker how an attempt ended, and everybody if that changed anything.
 #[inline]
-pub(crate) fn settle(
+pub(crate) fn settle<'a>(
     policy: &impl Policy,
-    circuit: &mut Option<Circuit>,
+    destination: u64,
+    probe: &mut Option<Probe>,
     outcome: Option<Outcome<'_>>,
-    destination: Option<&str>,
+    name: impl FnOnce() -> Option<&'a str>,
 ) {
-    let Some(circuit) = circuit else { return };
-    match circuit.settle(outcome.map_or(Mark::Good, |outcome| policy.mark(outcome)), now) {
-        Some(Turn::Opened) => {
+    let Some(breaker) = policy.breaker() else { return };
+    let mark = outcome.map_or(Mark::Good, |outcome| policy.mark(outcome));
+    if let Some(turn) = breaker.settle(destination, probe, mark, now) {
+        tell(turn, name());
+    }
+}
+
+#[cold]
+fn tell(turn: Turn, destination: Option<&str>) {
+    match turn {
+        Turn::Opened => {
             tracing::warn!(target: "coze::alert", alert = "circuit_open", destination, "the other side is left alone for a while");
         }
-        Some(Turn::Closed) => {
-            tracing::info!(target: "coze::retry", destination, "the other side is back");
-        }
-        None => {}
+        Turn::Closed => tracing::info!(target: "coze::retry", destination, "the other side is back"),
     }
 }
 

@@ -29,7 +29,7 @@ mod word;
 pub use backoff::Backoff;
 pub use body::ResponseBody;
 pub use budget::{Budget, Permit};
-pub use circuit::{Breaker, Circuit, Mark};
+pub use circuit::{Breaker, Mark};
 pub use future::ResponseFuture;
 pub use hedge::Hedge;
 pub use idempotent::Idempotent;

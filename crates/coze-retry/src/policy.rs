@@ -1,9 +1,9 @@
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, StatusCode, request::Parts};
+use http::{HeaderMap, HeaderName, Request, StatusCode, request::Parts};
 use tokio::time::Instant;
 
-use crate::{Circuit, Hedge, Mark, Permit};
+use crate::{Breaker, Hedge, Mark, Permit};
 
 /// Decides whether a failed request is sent again, and when.
 ///
@@ -24,7 +24,7 @@ use crate::{Circuit, Hedge, Mark, Permit};
 /// ```
 pub trait Policy {
     /// Looks at a request before it is sent for the first time. The default is [`Plan::default`].
-    fn plan(&self, request: &Parts) -> Plan {
+    fn plan<B>(&self, request: &Request<B>) -> Plan {
         let _ = request;
         Plan::default()
     }
@@ -35,8 +35,14 @@ pub trait Policy {
     /// There must be an end to it: a policy that always says [`Decision::Again`] is obeyed until the deadline.
     fn decide(&self, attempt: &Attempt<'_>) -> Decision;
 
-    /// Says what a failure tells of its destination, for the breaker of [`Plan::circuit`]. The default is
-    /// [`Mark::Unclear`]. An answer that is no failure is [`Mark::Good`] without question.
+    /// What each attempt asks first whether its destination is left alone: the authority of its address, or the `Host` it
+    /// names. The default is none.
+    fn breaker(&self) -> Option<&Breaker> {
+        None
+    }
+
+    /// Says what a failure tells of its destination, for the [breaker](Self::breaker). The default is [`Mark::Unclear`]. An
+    /// answer that is no failure is [`Mark::Good`] without question.
     fn mark(&self, outcome: Outcome<'_>) -> Mark {
         let _ = outcome;
         Mark::Unclear
@@ -52,15 +58,13 @@ pub struct Plan {
     /// How long all attempts and waits may take together, until the head of the answer. The context's deadline holds as
     /// well, and what the request itself says (`grpc-timeout`). Default `None`.
     pub deadline: Option<Duration>,
-    /// What each attempt has to ask first. Default `None`.
-    pub circuit: Option<Circuit>,
     /// How each attempt is made. Default `None`, which is [`Attempts::default`].
     pub attempts: Option<Arc<Attempts>>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { replay: Some(64 * 1024), deadline: None, circuit: None, attempts: None }
+        Self { replay: Some(64 * 1024), deadline: None, attempts: None }
     }
 }
 

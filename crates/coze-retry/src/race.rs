@@ -7,76 +7,74 @@ use std::{
 use http::{Response, StatusCode};
 use pin_project_lite::pin_project;
 
-use crate::Circuit;
+use crate::circuit::Probe;
 
-pin_project! {
-    /// An attempt, and perhaps a second one beside it: the first answer that is no failure wins, and the other attempt is
-    /// dropped at once. A failure only counts when there is nothing left to wait for.
-    pub(crate) struct Race<F> {
-        #[pin]
-        first: Option<F>,
-        // In a box, because hardly any request has one.
-        second: Option<Pin<Box<Second<F>>>>,
-    }
+/// A second attempt beside the first.
+pub(crate) enum Second<F> {
+    No,
+    /// If there is no answer so many milliseconds after the first one began.
+    After(u32),
+    /// As soon as the inner service is ready for it.
+    Readying,
+    // In a box, because hardly any request has one.
+    Running(Pin<Box<Running<F>>>),
 }
 
 pin_project! {
-    struct Second<F> {
+    pub(crate) struct Running<F> {
         #[pin]
         attempt: F,
-        circuit: Option<Circuit>,
+        probe: Option<Probe>,
     }
 }
 
-impl<F> Race<F> {
-    #[inline]
-    pub(crate) fn new(attempt: F) -> Self {
-        Self { first: Some(attempt), second: None }
+impl<F> Second<F> {
+    pub(crate) fn run(attempt: F, probe: Option<Probe>) -> Self {
+        Self::Running(Box::pin(Running { attempt, probe }))
     }
 
-    pub(crate) fn join(self: Pin<&mut Self>, attempt: F, circuit: Option<Circuit>) {
-        *self.project().second = Some(Box::pin(Second { attempt, circuit }));
-    }
-
-    /// The answer. `circuit` is that of the first attempt, and afterwards that of the attempt the answer is from; `aside` gets
-    /// what fails while the other attempt goes on.
+    /// The answer of the first attempt or of this one: the first that is no failure wins, and the other attempt is dropped at
+    /// once. A failure only counts when there is nothing left to wait for.
+    ///
+    /// `probe` is that of the first attempt, and afterwards that of the attempt the answer is from; `aside` gets what fails
+    /// while the other attempt goes on.
     #[inline]
-    pub(crate) fn poll<R, E>(
-        self: Pin<&mut Self>,
+    pub(crate) fn race<R, E>(
+        &mut self,
+        mut first: Pin<&mut Option<F>>,
         task: &mut Task<'_>,
-        circuit: &mut Option<Circuit>,
-        aside: impl Fn(Result<Response<R>, E>, &mut Option<Circuit>),
+        probe: &mut Option<Probe>,
+        aside: impl Fn(Result<Response<R>, E>, &mut Option<Probe>),
     ) -> Poll<Result<Response<R>, E>>
     where
         F: Future<Output = Result<Response<R>, E>>,
     {
-        let mut this = self.project();
-        if let Some(first) = this.first.as_mut().as_pin_mut()
-            && let Poll::Ready(answer) = first.poll(task)
+        let Self::Running(second) = self else {
+            return first.as_pin_mut().expect("there is an attempt").poll(task);
+        };
+        if let Some(running) = first.as_mut().as_pin_mut()
+            && let Poll::Ready(answer) = running.poll(task)
         {
-            this.first.set(None);
-            let Some(second) = this.second.as_mut().filter(|_| has_failed(&answer)) else {
-                *this.second = None;
-                return Poll::Ready(answer);
-            };
-            aside(answer, circuit);
-            *circuit = second.as_mut().project().circuit.take();
-        }
-        if let Some(second) = this.second.as_mut()
-            && let Poll::Ready(answer) = second.as_mut().project().attempt.poll(task)
-        {
-            let mut own = second.as_mut().project().circuit.take();
-            *this.second = None;
-            if this.first.is_none() {
-                return Poll::Ready(answer);
-            }
+            first.set(None);
             if !has_failed(&answer) {
-                this.first.set(None);
-                *circuit = own;
+                *self = Self::No;
                 return Poll::Ready(answer);
             }
-            aside(answer, &mut own);
+            aside(answer, probe);
+            *probe = second.as_mut().project().probe.take();
         }
+        let Poll::Ready(answer) = second.as_mut().project().attempt.poll(task) else { return Poll::Pending };
+        let mut own = second.as_mut().project().probe.take();
+        *self = Self::No;
+        if first.is_none() {
+            return Poll::Ready(answer);
+        }
+        if !has_failed(&answer) {
+            first.set(None);
+            *probe = own;
+            return Poll::Ready(answer);
+        }
+        aside(answer, &mut own);
         Poll::Pending
     }
 }

@@ -12,12 +12,13 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use crate::{
-    Plan, Policy, ReplayBody, ResponseBody, ResponseFuture,
+    Hedge, Plan, Policy, ReplayBody, ResponseBody, ResponseFuture,
     future::Setup,
     grpc,
-    judge::no_answer,
+    judge::{enter, no_answer},
     replay::Replay,
     session::Session,
+    standard::destination,
     start::{Start, said},
 };
 
@@ -54,43 +55,53 @@ where
         self.inner.poll_ready(task).map_err(Into::into)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (mut parts, body) = request.into_parts();
-        let Plan { replay, deadline: total, mut circuit, attempts } = self.policy.plan(&parts);
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let Plan { replay, deadline: total, attempts } = self.policy.plan(&request);
+        let headers = request.headers();
+        let grpc = grpc::is_call(headers);
+        let header = attempts.as_ref().and_then(|attempts| attempts.deadline_header.as_ref());
+        let own = total.into_iter().chain(said(headers, grpc, header)).min();
+        let breaker = self.policy.breaker();
+        let destination = breaker.map_or(0, |breaker| breaker.destination(destination(request.uri(), headers)));
         let context = match replay {
             // The attempts share what is noted about the request.
-            Some(_) => Some(Context::of(&mut parts.extensions)),
-            None => parts.extensions.get::<Context>().cloned(),
+            Some(_) => Some(&*request.extensions_mut().get_or_insert_default::<Context>()),
+            None => request.extensions().get(),
         };
         let now = now();
-        let given = context.as_ref().and_then(|context| context.deadline.get()).copied().map(Instant::from_std);
-        let grpc = grpc::is_call(&parts.headers);
-        let header = attempts.as_ref().and_then(|attempts| attempts.deadline_header.as_ref());
-        let own = total.into_iter().chain(said(&parts.headers, grpc, header)).min();
+        let given = context.and_then(|context| context.deadline.get()).copied().map(Instant::from_std);
         let deadline = own.and_then(|own| now.checked_add(own)).into_iter().chain(given).min();
         if deadline.is_some_and(|deadline| deadline <= now) {
-            return ResponseFuture::refused(no_answer(), self.policy.clone());
+            return ResponseFuture::refused(no_answer());
         }
-        if let Some(Err(error)) = circuit.as_mut().map(|circuit| circuit.enter(now)) {
-            tracing::debug!(target: "coze::retry", why = "circuit_open", "the request is not sent");
-            return ResponseFuture::refused(error.into(), self.policy.clone());
-        }
-        let number = context.as_ref().map_or(1, |context| context.attempts.fetch_add(1, Ordering::Relaxed) + 1);
-        Start { attempts: attempts.as_deref(), grpc, deadline }.prepare(&mut parts.headers, number, now);
-        let policy = self.policy.clone();
-        let (Some(cap), Some(context)) = (replay, context) else {
-            let attempt = self.inner.call(Request::from_parts(parts, ReplayBody::once(body)));
-            let setup = Setup { policy, deadline, circuit, attempts, grpc, session: None };
-            return ResponseFuture::calling(attempt, now, setup);
+        let probe = match enter(&self.policy, destination, now) {
+            Ok(probe) => probe,
+            Err(error) => {
+                tracing::debug!(target: "coze::retry", why = "circuit_open", "the request is not sent");
+                return ResponseFuture::refused(error.into());
+            }
         };
+        let number = context.map_or(1, |context| context.attempts.fetch_add(1, Ordering::Relaxed) + 1);
+        Start { attempts: attempts.as_deref(), grpc, deadline }.prepare(request.headers_mut(), number, now);
+        let policy = self.policy.clone();
+        let Some(cap) = replay else {
+            let attempt = self.inner.call(request.map(ReplayBody::once));
+            let setup = Setup { policy, deadline, destination, probe, attempts, grpc, session: None };
+            return ResponseFuture::calling(attempt, now, None, setup);
+        };
+        let (parts, body) = request.into_parts();
         let (replay, body) = Replay::new(body, cap);
+        // A second attempt beside the first cannot share a body with it.
+        let hedge = attempts.as_ref().and_then(|attempts| attempts.hedge.as_ref()).filter(|_| replay.is_empty());
+        let late = hedge.and_then(Hedge::delay).map(|delay| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX));
         let clone = self.inner.clone();
-        let mut ready = mem::replace(&mut self.inner, clone);
+        let mut service = mem::replace(&mut self.inner, clone);
         // The copy is kept and the original sent: layers inside find the room for their headers that it had.
         let head = parts.clone();
-        let attempt = ready.call(Request::from_parts(parts, body));
-        let session = Some(Session::new(ready, head, replay, context));
-        ResponseFuture::calling(attempt, now, Setup { policy, deadline, circuit, attempts, grpc, session })
+        let attempt = service.call(Request::from_parts(parts, body));
+        let session = Some(Session { service, head, body: replay, history: None });
+        let setup = Setup { policy, deadline, destination, probe, attempts, grpc, session };
+        ResponseFuture::calling(attempt, now, late, setup)
     }
 }
 

@@ -7,38 +7,32 @@ use http_body::Body;
 use tokio::time::Instant;
 
 use crate::{
-    Attempt, Circuit, Decision, Outcome, Permit, Policy, ReplayBody, judge::no_answer, replay::Replay, start::Start,
+    Attempt, Decision, Outcome, Permit, Policy, ReplayBody,
+    circuit::Probe,
+    judge::{enter, no_answer},
+    replay::Replay,
+    start::Start,
 };
 
 /// What it takes to send a request again.
 pub(crate) struct Session<S, B> {
     pub(crate) service: S,
-    head: Parts,
-    body: Replay<B>,
-    context: Context,
+    /// With a [`Context`], so that the attempts share what is noted about the request.
+    pub(crate) head: Parts,
+    pub(crate) body: Replay<B>,
     // In a box, because hardly any request has one.
-    history: Option<Box<History>>,
+    pub(crate) history: Option<Box<History>>,
 }
 
 /// What happened to a request before.
 #[derive(Default)]
-struct History {
+pub(crate) struct History {
     rows: Vec<&'static str>,
     permit: Option<Permit>,
     last: Option<BoxError>,
 }
 
 impl<S, B> Session<S, B> {
-    #[inline(always)]
-    pub(crate) fn new(service: S, head: Parts, body: Replay<B>, context: Context) -> Self {
-        Self { service, head, body, context, history: None }
-    }
-
-    /// May a second attempt run beside the first? They cannot share a body.
-    pub(crate) fn may_be_hedged(&self) -> bool {
-        self.body.is_empty()
-    }
-
     /// Keeps a failure, to be handed on if nothing better comes.
     pub(crate) fn keep(&mut self, last: BoxError) {
         self.history.get_or_insert_default().last = Some(last);
@@ -57,6 +51,10 @@ impl<S, B> Session<S, B> {
     pub(crate) fn destination(&self) -> Option<&str> {
         self.head.uri.authority().map(http::uri::Authority::as_str)
     }
+
+    fn context(&self) -> &Context {
+        self.head.extensions.get().expect("it was there when the head was kept")
+    }
 }
 
 impl<S, B: Body<Data = Bytes> + Unpin> Session<S, B> {
@@ -71,26 +69,25 @@ impl<S, B: Body<Data = Bytes> + Unpin> Session<S, B> {
         policy: &impl Policy,
         outcome: Outcome<'_>,
         latest: Option<Instant>,
-        circuit: Option<&Circuit>,
+        destination: u64,
         now: Instant,
     ) -> Option<Duration> {
         let left = latest.map(|latest| latest.saturating_duration_since(now));
+        let is_open = |wait| policy.breaker().is_some_and(|breaker| breaker.is_open_after(destination, wait, now));
         let attempt = Attempt { request: &self.head, outcome, earlier: self.rows(), now };
         match policy.decide(&attempt) {
             Decision::Again { row, .. } if self.body.is_lost() => self.stop(Some(row), "body"),
             Decision::Again { row, wait, .. } if left.is_some_and(|left| left <= wait) => {
                 self.stop(Some(row), "deadline");
             }
-            Decision::Again { row, wait, .. } if circuit.is_some_and(|circuit| circuit.is_open_after(wait, now)) => {
-                self.stop(Some(row), "circuit_open");
-            }
+            Decision::Again { row, wait, .. } if is_open(wait) => self.stop(Some(row), "circuit_open"),
             Decision::Again { row, wait, permit } => {
                 tracing::info!(
                     target: "coze::retry",
                     row,
-                    attempt = self.context.attempts.load(Ordering::Relaxed),
+                    attempt = self.context().attempts.load(Ordering::Relaxed),
                     wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
-                    request_id = self.context.request_id.get().map(RequestId::as_str),
+                    request_id = self.context().request_id.get().map(RequestId::as_str),
                     "the request is sent again"
                 );
                 let history = self.history.get_or_insert_default();
@@ -109,11 +106,12 @@ impl<S, B: Body<Data = Bytes> + Unpin> Session<S, B> {
     /// The request for the next attempt, unless the attempt before still holds the body, or there is no time, or no way.
     pub(crate) fn again(
         &mut self,
+        policy: &impl Policy,
         start: &Start<'_>,
         latest: Option<Instant>,
-        circuit: Option<&mut Circuit>,
+        destination: u64,
         now: Instant,
-    ) -> Option<Request<ReplayBody<B>>> {
+    ) -> Option<(Request<ReplayBody<B>>, Option<Probe>)> {
         let row = self.rows().last().copied();
         if latest.is_some_and(|latest| latest <= now) {
             self.stop(row, "deadline");
@@ -123,17 +121,17 @@ impl<S, B: Body<Data = Bytes> + Unpin> Session<S, B> {
             self.stop(row, "body");
             return None;
         };
-        if circuit.is_some_and(|circuit| circuit.enter(now).is_err()) {
+        let Ok(probe) = enter(policy, destination, now) else {
             self.stop(row, "circuit_open");
             return None;
-        }
+        };
         if let Some(permit) = self.history.as_mut().and_then(|history| history.permit.take()) {
             permit.spend();
         }
-        let number = self.context.attempts.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.context().attempts.fetch_add(1, Ordering::Relaxed) + 1;
         let mut head = self.head.clone();
         start.prepare(&mut head.headers, number, now);
-        Some(Request::from_parts(head, body))
+        Some((Request::from_parts(head, body), probe))
     }
 
     /// Tells why a failure is handed on: louder where there was a row for it.
@@ -145,8 +143,8 @@ impl<S, B: Body<Data = Bytes> + Unpin> Session<S, B> {
                     target: "coze::retry",
                     row,
                     why,
-                    attempt = self.context.attempts.load(Ordering::Relaxed),
-                    request_id = self.context.request_id.get().map(RequestId::as_str),
+                    attempt = self.context().attempts.load(Ordering::Relaxed),
+                    request_id = self.context().request_id.get().map(RequestId::as_str),
                     "the request is not sent again"
                 )
             };

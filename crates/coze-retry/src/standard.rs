@@ -1,10 +1,14 @@
-use std::{hash::Hash, sync::Arc, time::Duration};
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 use coze_core::{Context, Kind, Retry};
-use http::{StatusCode, header::HOST, request::Parts};
+use http::{Extensions, HeaderMap, Request, StatusCode, Uri, header::HOST, request::Parts};
 
 use crate::{
-    Attempt, Backoff, Decision, Mark, Outcome, Plan, Policy, Row,
+    Attempt, Backoff, Breaker, Decision, Mark, Outcome, Plan, Policy, Row,
     failure::{Asked, Failure},
     idempotent::{asks_for_stream, is_idempotent, is_read},
     settings::Settings,
@@ -51,7 +55,7 @@ impl Standard {
         if !is_read(attempt.request) {
             return Decision::Stop { row: None, why: "not_a_read" };
         }
-        match self.settings.budget.withdraw(account(attempt.request), 100, attempt.now) {
+        match self.settings.budget.withdraw(Account::of(attempt.request), 100, attempt.now) {
             permit @ Some(_) => Decision::Again { row: "hedge", wait: Duration::ZERO, permit },
             None => Decision::Stop { row: Some("hedge"), why: "budget" },
         }
@@ -66,13 +70,12 @@ impl Default for Standard {
 
 impl Policy for Standard {
     #[inline]
-    fn plan(&self, request: &Parts) -> Plan {
+    fn plan<B>(&self, request: &Request<B>) -> Plan {
         let settings = &*self.settings;
-        settings.budget.deposit(account(request));
+        settings.budget.deposit(Account(request.uri(), request.headers(), request.extensions()));
         Plan {
             replay: settings.replay.filter(|_| settings.tries > 0),
             deadline: settings.deadline,
-            circuit: settings.breaker.as_ref().map(|breaker| breaker.circuit(destination(request))),
             attempts: settings.attempts.clone(),
         }
     }
@@ -111,10 +114,15 @@ impl Policy for Standard {
             Some(Asked::At(asked)) => asked,
             None => row.wait.delay(tries, random),
         };
-        match settings.budget.withdraw(account(attempt.request), row.cost, attempt.now) {
+        match settings.budget.withdraw(Account::of(attempt.request), row.cost, attempt.now) {
             permit @ Some(_) => Decision::Again { row: row.name, wait, permit },
             None => stop("budget"),
         }
+    }
+
+    #[inline]
+    fn breaker(&self) -> Option<&Breaker> {
+        self.settings.breaker.as_ref()
     }
 
     fn mark(&self, outcome: Outcome<'_>) -> Mark {
@@ -134,18 +142,28 @@ impl Policy for Standard {
 
 /// Where a request goes to: the authority of its address, or the `Host` it names.
 #[inline]
-fn destination(request: &Parts) -> &[u8] {
-    match request.uri.authority() {
+pub(crate) fn destination<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a [u8] {
+    match uri.authority() {
         Some(authority) => authority.as_str().as_bytes(),
-        None => request.headers.get(HOST).map_or(b"", |host| host.as_bytes()),
+        None => headers.get(HOST).map_or(b"", |host| host.as_bytes()),
     }
 }
 
-/// Whose account of the budget a request belongs to: its destination's and tenant's.
-#[inline]
-fn account(request: &Parts) -> impl Hash {
-    let tenant = request.extensions.get::<Context>().and_then(|context| context.tenant.get());
-    (destination(request), tenant.map(|tenant| tenant.as_str()))
+/// Whose account of the budget a request belongs to: its destination's and tenant's. They are looked for when it is hashed, which
+/// is seldom.
+struct Account<'a>(&'a Uri, &'a HeaderMap, &'a Extensions);
+
+impl<'a> Account<'a> {
+    fn of(request: &'a Parts) -> Self {
+        Self(&request.uri, &request.headers, &request.extensions)
+    }
+}
+
+impl Hash for Account<'_> {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let tenant = self.2.get::<Context>().and_then(|context| context.tenant.get());
+        (destination(self.0, self.1), tenant.map(|tenant| tenant.as_str())).hash(hasher);
+    }
 }
 
 fn count<'a>(names: impl Iterator<Item = &'a &'static str>) -> u32 {

@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use bytes::Bytes;
 use coze_core::{Context, Error, Kind, RequestId, Retry as MayRetry};
 use coze_retry::{Attempt, Budget, Decision, Idempotent, Outcome, Plan, Policy, RetryLayer};
-use http::{Request, Response, request::Parts};
+use http::{Request, Response};
 use http_body_util::Full;
 use tower::{Layer, Service, ServiceExt, service_fn};
 
@@ -163,8 +163,8 @@ async fn a_policy_of_ones_own_decides() {
     #[derive(Clone)]
     struct Twice;
     impl Policy for Twice {
-        fn plan(&self, request: &Parts) -> Plan {
-            let replay = Some(8).filter(|_| request.method == "GET");
+        fn plan<B>(&self, request: &Request<B>) -> Plan {
+            let replay = Some(8).filter(|_| request.method() == "GET");
             Plan { deadline: Some(Duration::from_secs(9)), replay, ..Plan::default() }
         }
         fn decide(&self, attempt: &Attempt<'_>) -> Decision {
