@@ -187,6 +187,18 @@ async fn a_request_takes_what_it_costs_of_what_all_nodes_share() {
 }
 
 #[tokio::test]
+async fn what_is_leased_is_spent_although_redis_has_no_more() {
+    let redis = Redis::start();
+    let node = costly(&redis, Rate::per_minute(n(21)), Sharing::Leased);
+    ask_for(&node, 6, "high").await.expect("more than a lease");
+    ask_for(&node, 5, "high").await.expect("and five are leased");
+    ask_for(&node, 5, "high").await.expect("leased, and the next ones are asked for");
+    assert_eq!(ask_for(&node, 5, "high").await.expect_err("they were the last").reason(), "rate_limited");
+    ask_for(&node, 5, "high").await.expect("leased");
+    assert_eq!(ask_for(&node, 5, "high").await.expect_err("spent").reason(), "rate_limited");
+}
+
+#[tokio::test]
 async fn what_matters_less_is_refused_first_by_all_nodes() {
     for sharing in [Sharing::Exact, Sharing::DenyLocally, Sharing::Leased] {
         let redis = Redis::start();

@@ -211,20 +211,24 @@ impl Asked {
         if let Quota::Rate(rate) = gate.quota {
             let most = u32::try_from(Terms::from(rate).capacity() / LARGEST_LEASE).unwrap_or(u32::MAX);
             let mut state = entry.lock();
-            if let Some((wait, full)) = state.holding.over(cost.saturating_add(rest), now) {
+            let over = state.holding.over(cost.saturating_add(rest), now);
+            // No lease is large enough, or tells whether the rest fits too.
+            let may_lease = gate.sharing == Sharing::Leased && cost <= most.max(1) && rest == 0;
+            // What is leased may be spent although Redis has no more.
+            if may_lease && state.holding.spend(cost, now) {
+                let is_low = over.is_none() && state.holding.is_low(now);
+                let next = is_low.then(|| state.holding.ask(cost, now, most));
+                drop(state);
+                if let Some(ahead) = next {
+                    self.lease(Part { cost: 0, ..part(entry.clone(), ahead) });
+                }
+                self.reserved.push((entry, cost));
+                return Ok(());
+            }
+            if let Some((wait, full)) = over {
                 return Err(gate.refusal(wait, full));
             }
-            // No lease is large enough, or tells whether the rest fits too.
-            if gate.sharing == Sharing::Leased && cost <= most.max(1) && rest == 0 {
-                if state.holding.spend(cost, now) {
-                    let next = state.holding.is_low(now).then(|| state.holding.ask(cost, now, most));
-                    drop(state);
-                    if let Some(ahead) = next {
-                        self.lease(Part { cost: 0, ..part(entry.clone(), ahead) });
-                    }
-                    self.reserved.push((entry, cost));
-                    return Ok(());
-                }
+            if may_lease {
                 ahead = state.holding.ask(cost, now, most);
             }
         }

@@ -199,16 +199,16 @@ impl Simulation {
             let (terms, sharing) = KEYS[name];
             let rest = if is_low { u32::try_from(terms.capacity() / 4).expect("small") } else { 0 };
             let holding = &mut self.nodes[node].holdings[name];
+            let may_lease = sharing == Sharing::Leased && rest == 0;
+            if may_lease && holding.spend(cost, now) {
+                reserved.push((name, cost));
+                continue;
+            }
             if holding.over(cost + rest, now).is_some() {
                 reserved.iter().for_each(|(name, cost)| self.nodes[node].holdings[*name].undo(*cost));
                 let asked = levels.iter().filter(|(_, level)| level.ahead > 0);
                 asked.for_each(|(name, _)| self.nodes[node].holdings[*name].granted(None, 0, 0));
                 return;
-            }
-            let may_lease = sharing == Sharing::Leased && rest == 0;
-            if may_lease && holding.spend(cost, now) {
-                reserved.push((name, cost));
-                continue;
             }
             let most = u32::try_from(terms.capacity() / 4).expect("small");
             let ahead = if may_lease { holding.ask(cost, now, most) } else { 0 };
