@@ -165,8 +165,8 @@ where
                                 let again = ready.ok().and_then(|()| {
                                     session.again(&setup.policy, &start, until, setup.destination, now())
                                 });
-                                if let Some((request, probe)) = again {
-                                    *second = Second::run(session.service.call(request), probe);
+                                if let Some((attempt, probe)) = again {
+                                    *second = Second::run(attempt, probe);
                                     continue;
                                 }
                             }
@@ -230,12 +230,11 @@ where
                     let (now, attempts) = (now(), setup.attempts.as_deref());
                     let start = Start { attempts, grpc: setup.grpc, deadline };
                     let again = session.again(&setup.policy, &start, latest, setup.destination, now);
-                    let Some((request, probe)) = again else {
+                    let Some((attempt, probe)) = again else {
                         break Err(setup.last());
                     };
                     setup.probe = probe;
-                    let first = Some(session.service.call(request));
-                    state.set(State::Calling { first, second: Second::No, begun: now });
+                    state.set(State::Calling { first: Some(attempt), second: Second::No, begun: now });
                     continue;
                 }
             };

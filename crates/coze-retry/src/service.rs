@@ -1,5 +1,4 @@
 use std::{
-    mem,
     sync::atomic::Ordering,
     task::{Context as Task, Poll},
 };
@@ -94,12 +93,10 @@ where
         // A second attempt beside the first cannot share a body with it.
         let hedge = attempts.as_ref().and_then(|attempts| attempts.hedge.as_ref()).filter(|_| replay.is_empty());
         let late = hedge.and_then(Hedge::delay).map(|delay| u32::try_from(delay.as_millis()).unwrap_or(u32::MAX));
-        let clone = self.inner.clone();
-        let mut service = mem::replace(&mut self.inner, clone);
         // The copy is kept and the original sent: layers inside find the room for their headers that it had.
         let head = parts.clone();
-        let attempt = service.call(Request::from_parts(parts, body));
-        let session = Some(Session { service, head, body: replay, history: None });
+        let attempt = self.inner.call(Request::from_parts(parts, body));
+        let session = Some(Session { service: self.inner.clone(), head, body: replay, history: None });
         let setup = Setup { policy, deadline, destination, probe, attempts, grpc, session };
         ResponseFuture::calling(attempt, now, late, setup)
     }

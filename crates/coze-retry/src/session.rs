@@ -5,6 +5,7 @@ use coze_core::{BoxError, Context, RequestId};
 use http::{Request, request::Parts};
 use http_body::Body;
 use tokio::time::Instant;
+use tower_service::Service;
 
 use crate::{
     Attempt, Decision, Outcome, Permit, Policy, ReplayBody,
@@ -103,7 +104,7 @@ impl<S, B: Body<Data = Bytes> + Unpin> Session<S, B> {
         None
     }
 
-    /// The request for the next attempt, unless the attempt before still holds the body, or there is no time, or no way.
+    /// The next attempt, unless the one before still holds the body, or there is no time, or no way. The service is ready.
     pub(crate) fn again(
         &mut self,
         policy: &impl Policy,
@@ -111,7 +112,10 @@ impl<S, B: Body<Data = Bytes> + Unpin> Session<S, B> {
         latest: Option<Instant>,
         destination: u64,
         now: Instant,
-    ) -> Option<(Request<ReplayBody<B>>, Option<Probe>)> {
+    ) -> Option<(S::Future, Option<Probe>)>
+    where
+        S: Service<Request<ReplayBody<B>>>,
+    {
         let row = self.rows().last().copied();
         if latest.is_some_and(|latest| latest <= now) {
             self.stop(row, "deadline");
@@ -131,7 +135,7 @@ impl<S, B: Body<Data = Bytes> + Unpin> Session<S, B> {
         let number = self.context().attempts.fetch_add(1, Ordering::Relaxed) + 1;
         let mut head = self.head.clone();
         start.prepare(&mut head.headers, number, now);
-        Some((Request::from_parts(head, body), probe))
+        Some((self.service.call(Request::from_parts(head, body)), probe))
     }
 
     /// Tells why a failure is handed on: louder where there was a row for it.
