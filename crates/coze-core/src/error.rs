@@ -95,6 +95,7 @@ struct Inner {
     retry: Retry,
     retry_after: Option<Duration>,
     platform: Option<Platform>,
+    is_failed_chat: bool,
     limit: Option<Limit>,
     scope: Option<Box<str>>,
     source: Option<BoxError>,
@@ -142,6 +143,7 @@ impl Error {
             retry: kind.retry(),
             retry_after: None,
             platform: None,
+            is_failed_chat: false,
             limit: None,
             scope: None,
             source: None,
@@ -177,6 +179,13 @@ impl Error {
     pub fn with_platform(mut self, platform: Platform) -> Self {
         let msg = redact(&platform.msg).into_owned();
         self.0.platform = Some(Platform { msg, ..platform });
+        self
+    }
+
+    /// Says that the call itself was answered, and this is how the chat that it is about ended.
+    #[must_use]
+    pub fn with_failed_chat(mut self) -> Self {
+        self.0.is_failed_chat = true;
         self
     }
 
@@ -237,6 +246,13 @@ impl Error {
         self.0.platform.as_ref()
     }
 
+    /// Whether a chat failed, and not the call that tells so, such as a look at it: what the platform said is about the call that
+    /// began the chat.
+    #[must_use]
+    pub fn is_failed_chat(&self) -> bool {
+        self.0.is_failed_chat
+    }
+
     /// The limit that refused.
     #[must_use]
     pub fn limit(&self) -> Option<Limit> {
@@ -279,6 +295,7 @@ impl fmt::Debug for Error {
             .field("retry", &self.0.retry)
             .field("retry_after", &self.0.retry_after)
             .field("platform", &self.0.platform)
+            .field("is_failed_chat", &self.0.is_failed_chat)
             .field("limit", &self.0.limit)
             .field("scope", &self.0.scope)
             .field("source", &source)

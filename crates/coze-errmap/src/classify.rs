@@ -70,7 +70,7 @@ impl Classifier {
         } else {
             let (code, msg) = envelope.failed_chat()?;
             // The chat failed, not the question how it is: asking again gives the same answer.
-            from_envelope(code, None, msg, logid).with_retry(Retry::Never)
+            from_envelope(code, None, msg, logid).with_retry(Retry::Never).with_failed_chat()
         };
 
         // Of a refusal with the platform's hint another token is the cure, whatever its code: auth takes one, retry sends again.

@@ -125,6 +125,9 @@ async fn a_chat_that_failed_is_a_failure_and_asking_again_does_not_help() {
     assert_eq!(essence(&error), (Kind::Unavailable, "server_error", Retry::Never, Some(5000)));
     assert_eq!(error.platform().and_then(|p| p.logid.as_deref()), Some("l"));
     assert_eq!(error.message(), "event interval error");
+    assert!(error.is_failed_chat());
+    let refused = json(200, r#"{"code":5000,"msg":"m","data":{"status":"failed"}}"#).await.expect_err("a code");
+    assert!(!refused.is_failed_chat(), "the call itself was");
     let error = json(200, chat("failed", r#"{"msg":"no credit","code":"4028"}"#)).await.expect_err("failed");
     assert_eq!(essence(&error), (Kind::Quota, "credits_used_up", Retry::Never, Some(4028)));
     let error = json(200, chat("failed", "{}")).await.expect_err("failed");

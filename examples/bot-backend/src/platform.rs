@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use coze_core::{BoxError, Context, Error, Kind, Retry};
+use coze_core::{BoxError, Context, Error, Kind};
 use coze_errmap::from_status;
 use coze_ratelimit::{Benefits, Pace};
 use http::{HeaderMap, Method, Request, Response, Uri, header};
@@ -71,7 +71,8 @@ impl Platform {
     pub(crate) async fn stream(&self, context: &Context, question: Question<'_>) -> Result<ChatStream, Error> {
         let (path, body) = chat_request(question, true);
         let sent = Instant::now();
-        let response = self.send(context, Method::POST, &path, Some(body)).await?;
+        let response = self.send(context, Method::POST, &path, Some(body)).await;
+        let response = response.inspect_err(|error| self.ended(context, sent, error))?;
         let logid = logid(response.headers());
         // An error comes as JSON, although a stream was asked for.
         if !is_event_stream(response.headers()) {
@@ -89,7 +90,8 @@ impl Platform {
     pub(crate) async fn create(&self, context: &Context, question: Question<'_>) -> Result<Running, Error> {
         let (path, body) = chat_request(question, false);
         let sent = Instant::now();
-        let (chat, logid) = self.ask::<Chat>(context, Method::POST, &path, Some(body)).await?;
+        let begun = self.ask::<Chat>(context, Method::POST, &path, Some(body)).await;
+        let (chat, logid) = begun.inspect_err(|error| self.ended(context, sent, error))?;
         if let Some(Err(error)) = chat.verdict(logid.as_deref())? {
             self.heard(context, sent, &error);
             return Err(error);
@@ -111,13 +113,7 @@ impl Platform {
         let path = format!("/v3/chat/retrieve?{}", ids(running));
         loop {
             let look = self.ask::<Chat>(context, Method::GET, &path, None).await;
-            let (chat, logid) = look.inspect_err(|error| {
-                // Where errmap has read that the chat failed, it says that another look is of no use. It does not say so where
-                // there was no room for this look, which the layer has heard.
-                if error.retry() == Retry::Never {
-                    self.heard(context, sent, error);
-                }
-            })?;
+            let (chat, logid) = look.inspect_err(|error| self.ended(context, sent, error))?;
             // From its answer on: nobody knows how long the look waited for its turn.
             let next = Instant::now() + POLL;
             if let Some(verdict) = chat.verdict(logid.as_deref())? {
@@ -155,6 +151,13 @@ impl Platform {
     /// A chat that was begun at `sent` failed, as no layer has seen: what an event of its stream, or its own status says.
     pub(crate) fn heard(&self, context: &Context, sent: Instant, error: &Error) {
         self.heard_of(context, Method::POST, Uri::from_static("/v3/chat"), sent, error);
+    }
+
+    /// The same, of an error that may also be of the call itself, which a layer has heard then.
+    fn ended(&self, context: &Context, sent: Instant, error: &Error) {
+        if error.is_failed_chat() {
+            self.heard(context, sent, error);
+        }
     }
 
     fn heard_of(&self, context: &Context, method: Method, uri: Uri, sent: Instant, error: &Error) {
@@ -282,6 +285,7 @@ fn typed(error: BoxError) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use coze_core::Retry;
     use coze_errmap::from_platform;
     use coze_ratelimit::{PaceRate, PlatformPlan};
     use tower::service_fn;
@@ -331,6 +335,11 @@ mod tests {
         // How the chat ended is about the chat, whoever read it.
         assert_eq!(slower(|| Ok(FAILED), || Ok(BEGAN)).await, ["model"]);
         assert_eq!(slower(|| Ok(BEGAN), || Ok(FAILED)).await, ["model"]);
-        assert_eq!(slower(|| Ok(BEGAN), || Err(of(702_112_103).with_retry(Retry::Never))).await, ["model"]);
+        assert_eq!(slower(|| Ok(BEGAN), || Err(of(702_112_103).with_failed_chat())).await, ["model"]);
+        assert_eq!(slower(|| Ok(BEGAN), || Err(of(4009).with_failed_chat())).await, ["chat"]);
+        assert_eq!(slower(|| Err(of(4009).with_failed_chat()), || Ok(BEGAN)).await, ["chat"]);
+        // Also what is never asked again may be a refusal of the look.
+        assert!(slower(|| Ok(BEGAN), || Err(of(4028))).await.is_empty());
+        assert!(slower(|| Ok(BEGAN), || Err(of(702_112_103).with_retry(Retry::Never))).await.is_empty());
     }
 }

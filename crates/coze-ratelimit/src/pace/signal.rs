@@ -30,7 +30,8 @@ pub(crate) fn heard(answer: Result<&response::Parts, &BoxError>) -> Answer {
         }
         Ok(head) if head.status.as_u16() < 400 => Answer::Accepted,
         Ok(_) => Answer::Nothing,
-        Err(error) => Error::find(&**error).map_or(Answer::Nothing, refusal),
+        // How a chat ended says nothing of this call: whoever began the chat tells it of that one.
+        Err(error) => Error::find(&**error).filter(|error| !error.is_failed_chat()).map_or(Answer::Nothing, refusal),
     }
 }
 
@@ -92,6 +93,13 @@ mod tests {
         assert_eq!(heard(Err(&waits)), Answer::Refused(429, Signal::Slow(Some(7_000_000_000))));
         let foreign: BoxError = "no error of ours".into();
         assert_eq!(heard(Err(&foreign)), Answer::Nothing);
+    }
+
+    #[test]
+    fn a_chat_that_failed_is_no_refusal_of_the_call_that_tells_so() {
+        let failed = || says(Kind::Overloaded, Some(4009)).with_failed_chat();
+        assert_eq!(heard(Err(&failed().into())), Answer::Nothing);
+        assert_eq!(refusal(&failed()), Answer::Refused(4009, Signal::Slow(None)), "but of the call that began it");
     }
 
     #[test]
