@@ -1,4 +1,5 @@
 use std::{
+    fmt,
     ops::Deref,
     sync::{Arc, OnceLock, atomic::AtomicU32},
     time::{Duration, Instant},
@@ -101,24 +102,40 @@ pub struct Principal {
     /// The authenticated party in the scheme's own terms: a bot id, an app id, a subject.
     pub subject: Arc<str>,
     /// What it may do, in the scheme's own terms: names with a space in between, as in an OAuth `scope` (RFC 6749 §3.3).
-    pub scopes: Arc<str>,
+    pub scopes: Scopes,
+}
+
+/// Names of scopes with a space in between; none is the empty text. Cloning none is free, where an `Arc` of an empty text is one
+/// counter for all threads.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Scopes(Option<Arc<str>>);
+
+impl Deref for Scopes {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&**self, f)
+    }
 }
 
 impl Principal {
     /// A principal authenticated by `scheme`, without scopes.
     #[must_use]
     pub fn new(scheme: &'static str, subject: impl Into<Arc<str>>) -> Self {
-        Self { scheme, subject: subject.into(), scopes: Arc::default() }
+        Self { scheme, subject: subject.into(), scopes: Scopes::default() }
     }
 
     /// The same principal with these scopes. One that is empty or has white space in it is not a scope, and never found.
     #[must_use]
     pub fn with_scopes<'s>(self, scopes: impl IntoIterator<Item = &'s str>) -> Self {
         let scopes: Vec<_> = scopes.into_iter().filter(|scope| is_scope(scope)).collect();
-        match scopes.is_empty() {
-            true => Self { scopes: Arc::default(), ..self },
-            false => Self { scopes: scopes.join(" ").into(), ..self },
-        }
+        Self { scopes: Scopes((!scopes.is_empty()).then(|| scopes.join(" ").into())), ..self }
     }
 
     /// Has it this scope, letter by letter?
