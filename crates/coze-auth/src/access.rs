@@ -1,7 +1,7 @@
 use std::{fmt, sync::Arc};
 
 use coze_core::{Error, Kind, Principal};
-use http::{Method, Request};
+use http::{Method, request::Parts};
 
 /// Decides whether somebody who is authenticated may do what the request asks for.
 ///
@@ -154,9 +154,9 @@ impl Rules {
         Self(Some(Arc::new(access)))
     }
 
-    pub(crate) fn permit<B>(&self, request: &Request<B>, principal: &Principal) -> Result<(), Error> {
+    pub(crate) fn permit(&self, head: &Parts, principal: &Principal) -> Result<(), Error> {
         match &self.0 {
-            Some(access) => access.permit(request.method(), request.uri().path(), principal),
+            Some(access) => access.permit(&head.method, head.uri.path(), principal),
             None => Ok(()),
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use coze_core::{BotId, Context, Error, Kind, Principal, TenantId, UserId};
-use http::{HeaderName, Request, Uri, header::AUTHORIZATION, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, Uri, header::AUTHORIZATION, request::Parts, uri::PathAndQuery};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -190,35 +190,35 @@ impl ApiKeys {
         self.report.count()
     }
 
-    fn decide<B>(&self, request: &mut Request<B>, context: &Context) -> Result<(), Refused> {
-        let (digest, without) = self.find(request)?;
+    fn decide(&self, head: &mut Parts, context: &Context) -> Result<(), Refused> {
+        let (digest, without) = self.find(head)?;
         let Some(owner) = self.table.load().get(&digest).cloned() else {
             let error = Error::new(Kind::Unauthenticated, "unknown_key");
             return Err(error.with_message("the key is none of ours").into());
         };
-        request.headers_mut().remove(&self.header);
+        head.headers.remove(&self.header);
         if let Some(uri) = without {
-            *request.uri_mut() = uri;
+            head.uri = uri;
         }
         context.principal.get_or_init(|| owner.principal.clone());
         if let Some(tenant) = &owner.tenant {
             context.tenant.get_or_init(|| tenant.clone());
         }
-        let permitted = self.access.permit(request, &owner.principal).and_then(|()| match self.is_plugin {
-            true => called_for(request, context),
+        let permitted = self.access.permit(head, &owner.principal).and_then(|()| match self.is_plugin {
+            true => called_for(&head.headers, context),
             false => Ok(()),
         });
         permitted.map_err(|error| Refused::from(error).of(Some(&owner.principal.subject)))
     }
 
     /// The key, wherever it is, and the address without it, where it is there.
-    fn find<B>(&self, request: &Request<B>) -> Result<(Digest, Option<Uri>), Error> {
+    fn find(&self, head: &Parts) -> Result<(Digest, Option<Uri>), Error> {
         let in_query = match &self.query {
-            Some(name) => parameter(request.uri(), name)?,
+            Some(name) => parameter(&head.uri, name)?,
             None => None,
         };
-        let in_header = match verify::optional(request.headers(), &self.header)? {
-            Some(_) if self.header == AUTHORIZATION => Some(verify::bearer(request.headers())?),
+        let in_header = match verify::optional(&head.headers, &self.header)? {
+            Some(_) if self.header == AUTHORIZATION => Some(verify::bearer(&head.headers)?),
             value => value.map(|value| value.as_bytes()),
         };
         match (in_header, in_query) {
@@ -235,10 +235,10 @@ impl<B> Policy<B> for ApiKeys {
     type Ticket = ();
     type Future = Pending<Result<Admitted<B>, Error>>;
 
-    fn authorize(&self, mut request: Request<B>) -> Decision<Admitted<B>, Self::Future> {
-        let context = Context::of(request.extensions_mut());
-        let verdict = self.decide(&mut request, &context);
-        Decision::Now(self.report.settle(&context, verdict).map(|()| (request, ())))
+    fn authorize(&self, head: &mut Parts, body: B) -> Decision<(B, ()), Self::Future> {
+        let context = Context::of(&mut head.extensions);
+        let verdict = self.decide(head, &context);
+        Decision::Now(self.report.settle(&context, verdict).map(|()| (body, ())))
     }
 }
 
@@ -292,19 +292,19 @@ fn table(keys: impl IntoIterator<Item = ApiKey>) -> Result<Table, Error> {
     Ok(table)
 }
 
-fn called_for<B>(request: &Request<B>, context: &Context) -> Result<(), Error> {
-    if let Some(user) = id(request, &USER, UserId::new)? {
+fn called_for(headers: &HeaderMap, context: &Context) -> Result<(), Error> {
+    if let Some(user) = id(headers, &USER, UserId::new)? {
         context.user.get_or_init(|| user);
     }
-    if let Some(bot) = id(request, &BOT, BotId::new)? {
+    if let Some(bot) = id(headers, &BOT, BotId::new)? {
         context.bot.get_or_init(|| bot);
     }
     Ok(())
 }
 
 /// An id in a header. What a person is called on a channel may be in any script.
-fn id<B, T, E>(request: &Request<B>, name: &HeaderName, read: fn(&str) -> Result<T, E>) -> Result<Option<T>, Error> {
-    let Some(value) = verify::optional(request.headers(), name)? else { return Ok(None) };
+fn id<T, E>(headers: &HeaderMap, name: &HeaderName, read: fn(&str) -> Result<T, E>) -> Result<Option<T>, Error> {
+    let Some(value) = verify::optional(headers, name)? else { return Ok(None) };
     let id = str::from_utf8(value.as_bytes()).ok().and_then(|text| read(text).ok());
     id.map(Some).ok_or_else(|| malformed(format!("the header {name} is not an id")))
 }

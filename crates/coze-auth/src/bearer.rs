@@ -7,10 +7,10 @@ use std::{
 };
 
 use coze_core::{BoxError, Context, Error, Kind};
-use http::{HeaderName, Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header::AUTHORIZATION, request::Parts};
 use pin_project_lite::pin_project;
 
-use crate::{Admitted, Decision, Policy, Token, TokenSource, TokenSources};
+use crate::{Admitted, Decision, Policy, Token, TokenSource, TokenSources, take_request};
 
 /// The platform's hint that another token is due, on an answer to a token it still accepted.
 const REFRESH: HeaderName = HeaderName::from_static("x-refresh-token");
@@ -65,21 +65,25 @@ where
     type Ticket = Sent<T::Source>;
     type Future = Attach<T::Source, <T::Source as TokenSource>::Future, B>;
 
-    fn authorize(&self, request: Request<B>) -> Decision<Admitted<B, Self::Ticket>, Self::Future> {
+    fn authorize(&self, head: &mut Parts, body: B) -> Decision<(B, Self::Ticket), Self::Future> {
         let host = self.host.clone();
         if let Some(bound) = &host
-            && !request.uri().host().is_some_and(|host| host.eq_ignore_ascii_case(bound))
+            && !head.uri.host().is_some_and(|host| host.eq_ignore_ascii_case(bound))
         {
             return Decision::Now(Err(Error::new(Kind::Internal, "host_mismatch")
                 .with_message(format!("the token is for {bound} and goes to no other host"))));
         }
-        let source = match self.sources.source(request.extensions().get::<Context>()) {
+        let source = match self.sources.source(head.extensions.get::<Context>()) {
             Ok(source) => source,
             Err(error) => return Decision::Now(Err(error)),
         };
         match source.token() {
-            Decision::Now(token) => Decision::Now(token.map(|token| attach(token, request, source, host))),
-            Decision::Later(token) => Decision::Later(Attach { token, held: Some((request, source, host)) }),
+            Decision::Now(token) => {
+                Decision::Now(token.map(|token| (body, attach(token, &mut head.headers, source, host))))
+            }
+            Decision::Later(token) => {
+                Decision::Later(Attach { token, held: Some((take_request(head, body), source, host)) })
+            }
         }
     }
 
@@ -113,10 +117,10 @@ where
     }
 }
 
-fn attach<T, B>(token: Token, mut request: Request<B>, source: T, host: Option<Arc<str>>) -> Admitted<B, Sent<T>> {
+fn attach<T>(token: Token, headers: &mut HeaderMap, source: T, host: Option<Arc<str>>) -> Sent<T> {
     let generation = token.generation();
-    request.headers_mut().insert(AUTHORIZATION, token.into_header());
-    (request, Sent { source, generation, host })
+    headers.insert(AUTHORIZATION, token.into_header());
+    Sent { source, generation, host }
 }
 
 /// The same error, except for what `change` says.
@@ -169,8 +173,9 @@ where
     fn poll(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let token = ready!(this.token.poll(task))?;
-        let (request, source, host) = this.held.take().expect("a future is not polled after it is ready");
-        Poll::Ready(Ok(attach(token, request, source, host)))
+        let (mut request, source, host) = this.held.take().expect("a future is not polled after it is ready");
+        let sent = attach(token, request.headers_mut(), source, host);
+        Poll::Ready(Ok((request, sent)))
     }
 }
 

@@ -38,6 +38,7 @@ impl VerifiedBody {
         self.len
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, data: Bytes) {
         if data.is_empty() {
             // Counts towards no limit, so it must not be kept.

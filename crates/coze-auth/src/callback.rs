@@ -6,18 +6,18 @@ use std::{
 
 use bytes::Bytes;
 use coze_core::{BoxError, Context, Error, Kind, Principal};
-use http::{HeaderMap, HeaderName, Request};
+use http::{HeaderMap, HeaderName, request::Parts};
 use http_body::Body;
 use sha1::{Digest, Sha1};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::{
-    Admitted, Decision, Key, MemoryReplay, Policy, ReplayStore, VerifiedBody,
+    Decision, Key, MemoryReplay, Policy, ReplayStore, VerifiedBody,
     key::bounded,
     refused::Refused,
     replay::{Accept, Once},
     report::Report,
-    verify::{self, Check, Limits, Verify},
+    verify::{self, Limits, Scheme, Verify},
 };
 
 static SIGNATURE: HeaderName = HeaderName::from_static("x-coze-signature");
@@ -122,42 +122,44 @@ impl<R> Callback<R> {
     }
 }
 
-impl<R: Clone> Callback<R> {
-    fn check(&self, headers: &HeaderMap) -> Result<Summed<R>, Error> {
-        let signature = verify::signature(headers, &SIGNATURE)?;
-        // 13 digits, as milliseconds have from 2001 to 2286. The hash does not say where the timestamp ends and the nonce
-        // begins: at any other length a copy could count a digit of the nonce to the timestamp, and have a nonce of its own.
-        let digits = verify::required(headers, &TIMESTAMP)?;
-        let sent = digits.to_str().ok().filter(|d| d.len() == 13 && d.bytes().all(|b| b.is_ascii_digit()));
-        let Some(sent) = sent.and_then(|digits| digits.parse().ok()).map(Duration::from_millis) else {
-            return Err(verify::malformed(format!("the header {TIMESTAMP} is not 13 digits")));
-        };
-        let nonce = verify::required(headers, &NONCE)?;
-        let nonce = nonce.to_str().ok().filter(|n| (1..=MAX_NONCE).contains(&n.len()));
-        let Some(nonce) = nonce else {
-            return Err(verify::malformed(format!("the header {NONCE} is not 1 to {MAX_NONCE} ascii characters")));
-        };
-        self.once.now(sent)?;
-        let head = Sha1::new().chain_update(digits).chain_update(nonce);
-        let once = self.once.clone();
-        Ok(Summed { head, signature, sent, id: once.id(nonce), tokens: self.tokens.clone(), once })
-    }
-}
-
 impl<B, R> Policy<B> for Callback<R>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
     R: ReplayStore + Clone,
 {
     type Body = VerifiedBody;
     type Ticket = ();
-    type Future = Verify<B, Summed<R>>;
+    type Future = Verify<B, Self>;
 
-    fn authorize(&self, request: Request<B>) -> Decision<Admitted<VerifiedBody>, Self::Future> {
-        Verify::decide(request, self.limits, &self.report, |request| {
-            self.check(request.headers()).map_err(|error| self.once.refused(error))
-        })
+    fn authorize(&self, head: &mut Parts, body: B) -> Decision<(VerifiedBody, ()), Self::Future> {
+        verify::decide(self, head, body)
+    }
+}
+
+impl<R: ReplayStore + Clone> Scheme for Callback<R> {
+    type Claim = Claim;
+    type Wait = Accept<R>;
+
+    fn bounds(&self) -> (Limits, &Report) {
+        (self.limits, &self.report)
+    }
+
+    fn claim(&self, head: &Parts) -> Result<Claim, Refused> {
+        Claim::of(&head.headers, &self.once).map_err(|error| self.once.refused(error))
+    }
+
+    fn judge(&self, claim: &Claim, context: &Context, body: &mut VerifiedBody) -> Result<Option<Accept<R>>, Refused> {
+        // Every token is tried, and each comparison takes constant time: how long it takes does not tell which one it was.
+        let verified = self.tokens.iter().fold(Choice::from(0), |found, token| {
+            let mut hash = claim.hash.clone().chain_update(token.bytes());
+            body.frames().for_each(|frame| hash.update(frame));
+            found | hash.finalize().ct_eq(&claim.signature)
+        });
+        match bool::from(verified) {
+            true => self.once.accept(context, &claim.id, claim.sent),
+            false => Err(self.once.refused(verify::unsigned())),
+        }
     }
 }
 
@@ -172,37 +174,40 @@ impl<R> fmt::Debug for Callback<R> {
     }
 }
 
-/// A callback that waits for its body.
-pub struct Summed<R> {
-    /// The hash of what comes before the token and the body.
-    head: Sha1,
+/// What the head of a callback says.
+pub struct Claim {
     signature: [u8; 20],
     sent: Duration,
+    /// Under which it is remembered.
     id: String,
-    tokens: Arc<[Key]>,
-    once: Once<R>,
+    /// The hash of what comes before the token and the body.
+    hash: Sha1,
 }
 
-impl<R> fmt::Debug for Summed<R> {
+impl fmt::Debug for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Summed").finish_non_exhaustive()
+        f.debug_struct("Claim").finish_non_exhaustive()
     }
 }
 
-impl<R: ReplayStore> Check for Summed<R> {
-    type Wait = Accept<R>;
-
-    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<Option<Accept<R>>, Refused> {
-        // Every token is tried, and each comparison takes constant time: how long it takes does not tell which one it was.
-        let verified = self.tokens.iter().fold(Choice::from(0), |found, token| {
-            let mut hash = self.head.clone().chain_update(token.bytes());
-            body.frames().for_each(|frame| hash.update(frame));
-            found | hash.finalize().ct_eq(&self.signature)
-        });
-        match bool::from(verified) {
-            true => self.once.accept(context, &self.id, self.sent),
-            false => Err(self.once.refused(verify::unsigned())),
-        }
+impl Claim {
+    fn of<R>(headers: &HeaderMap, once: &Once<R>) -> Result<Self, Error> {
+        let signature = verify::signature(headers, &SIGNATURE)?;
+        // 13 digits, as milliseconds have from 2001 to 2286. The hash does not say where the timestamp ends and the nonce
+        // begins: at any other length a copy could count a digit of the nonce to the timestamp, and have a nonce of its own.
+        let digits = verify::required(headers, &TIMESTAMP)?;
+        let sent = digits.to_str().ok().filter(|d| d.len() == 13 && d.bytes().all(|b| b.is_ascii_digit()));
+        let Some(sent) = sent.and_then(|digits| digits.parse().ok()).map(Duration::from_millis) else {
+            return Err(verify::malformed(format!("the header {TIMESTAMP} is not 13 digits")));
+        };
+        let nonce = verify::required(headers, &NONCE)?;
+        let nonce = nonce.to_str().ok().filter(|n| (1..=MAX_NONCE).contains(&n.len()));
+        let Some(nonce) = nonce else {
+            return Err(verify::malformed(format!("the header {NONCE} is not 1 to {MAX_NONCE} ascii characters")));
+        };
+        once.now(sent)?;
+        let hash = Sha1::new().chain_update(digits).chain_update(nonce);
+        Ok(Self { signature, sent, id: once.id(nonce), hash })
     }
 }
 

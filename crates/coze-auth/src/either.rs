@@ -5,10 +5,10 @@ use std::{
     task::{Context as Task, Poll},
 };
 
-use http::{HeaderMap, Request};
+use http::{HeaderMap, request::Parts};
 use pin_project_lite::pin_project;
 
-use crate::{Admitted, Decision, Policy};
+use crate::{Decision, Policy};
 
 /// Either of two inbound policies, as the headers of a request say: such as a bearer token, or else an API key.
 ///
@@ -57,13 +57,13 @@ where
     type Ticket = ();
     type Future = EitherFuture<A::Future, B::Future>;
 
-    fn authorize(&self, request: Request<T>) -> Decision<Admitted<Self::Body>, Self::Future> {
-        match (self.is_for_first)(request.headers()) {
-            true => match self.first.authorize(request) {
+    fn authorize(&self, head: &mut Parts, body: T) -> Decision<(Self::Body, ()), Self::Future> {
+        match (self.is_for_first)(&head.headers) {
+            true => match self.first.authorize(head, body) {
                 Decision::Now(verdict) => Decision::Now(verdict),
                 Decision::Later(future) => Decision::Later(EitherFuture::First { future }),
             },
-            false => match self.second.authorize(request) {
+            false => match self.second.authorize(head, body) {
                 Decision::Now(verdict) => Decision::Now(verdict),
                 Decision::Later(future) => Decision::Later(EitherFuture::Second { future }),
             },

@@ -22,7 +22,7 @@ use std::{
 };
 
 use coze_core::{Context, Error, Kind};
-use http::Request;
+use http::{Request, request::Parts};
 
 use self::{
     cache::{Cache, Entry, Hash, Hashing},
@@ -43,6 +43,7 @@ use crate::{
     access::Rules,
     refused::Refused,
     report::Report,
+    take_request,
     verify::{bearer, malformed},
 };
 
@@ -192,8 +193,8 @@ impl Jwt {
     }
 
     /// Decides on a request, as far as the keys allow that are there.
-    fn decide<B>(&self, request: &Request<B>, context: &Context) -> Result<(), Refusal> {
-        let token = bearer(request.headers())?;
+    fn decide(&self, head: &Parts, context: &Context) -> Result<(), Refusal> {
+        let token = bearer(&head.headers)?;
         if token.len() > self.limit {
             return Err(malformed(format!("the token has more than {} bytes", self.limit)).into());
         }
@@ -203,7 +204,7 @@ impl Jwt {
         if let Some(tenant) = &entry.accepted.tenant {
             context.tenant.get_or_init(|| tenant.clone());
         }
-        let permitted = self.access.permit(request, &entry.accepted.principal);
+        let permitted = self.access.permit(head, &entry.accepted.principal);
         permitted.map_err(|error| self.of(entry.issuer, error))?;
         context.token_life.get_or_init(|| Duration::from_secs_f64((entry.accepted.end - now).max(0.0)));
         Ok(())
@@ -288,15 +289,17 @@ impl<B> Policy<B> for Jwt {
     type Ticket = ();
     type Future = Refetch<B>;
 
-    fn authorize(&self, mut request: Request<B>) -> Decision<Admitted<B>, Self::Future> {
-        let context = Context::of(request.extensions_mut());
-        let verdict = self.decide(&request, &context);
+    fn authorize(&self, head: &mut Parts, body: B) -> Decision<(B, ()), Self::Future> {
+        // It stays where it is: a copy costs two exchanges.
+        head.extensions.get_or_insert_default::<Context>();
+        let context = head.extensions.get::<Context>().expect("it was inserted a moment ago");
+        let verdict = self.decide(head, context);
         if let Err(Refusal::NoKey(issuer)) = verdict
             && let Some(wait) = self.issuers[issuer].keys().wish()
         {
-            return Decision::Later(Refetch::new(request, context, self.clone(), wait));
+            return Decision::Later(Refetch::new(take_request(head, body), self.clone(), wait));
         }
-        Decision::Now(self.settled(&context, verdict).map(|()| (request, ())))
+        Decision::Now(self.settled(context, verdict).map(|()| (body, ())))
     }
 }
 
@@ -308,13 +311,13 @@ pub struct Refetch<B>(Box<Waiting<B>>);
 
 struct Waiting<B> {
     wait: Pin<Box<dyn Future<Output = ()> + Send>>,
-    held: Option<(Request<B>, Context, Jwt)>,
+    held: Option<(Request<B>, Jwt)>,
 }
 
 impl<B> Refetch<B> {
     #[cold]
-    fn new(request: Request<B>, context: Context, jwt: Jwt, wait: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(Box::new(Waiting { wait: Box::pin(wait), held: Some((request, context, jwt)) }))
+    fn new(request: Request<B>, jwt: Jwt, wait: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Box::new(Waiting { wait: Box::pin(wait), held: Some((request, jwt)) }))
     }
 }
 
@@ -323,9 +326,11 @@ impl<B> Future for Refetch<B> {
 
     fn poll(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
         ready!(self.0.wait.as_mut().poll(task));
-        let (request, context, jwt) = self.0.held.take().expect("a future is not polled after it is ready");
-        let verdict = jwt.decide(&request, &context);
-        Poll::Ready(jwt.settled(&context, verdict).map(|()| (request, ())))
+        let (request, jwt) = self.0.held.take().expect("a future is not polled after it is ready");
+        let (mut head, body) = request.into_parts();
+        let context = Context::of(&mut head.extensions);
+        let verdict = jwt.decide(&head, &context);
+        Poll::Ready(jwt.settled(&context, verdict).map(|()| (Request::from_parts(head, body), ())))
     }
 }
 

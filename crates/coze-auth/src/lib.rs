@@ -11,6 +11,7 @@ mod future;
 mod jwt;
 mod key;
 mod layer;
+mod mac;
 #[cfg(feature = "oauth")]
 mod oauth;
 mod per_tenant;
@@ -46,7 +47,7 @@ pub use oauth::{
     TokenStore,
 };
 pub use per_tenant::PerTenant;
-pub use policy::{Admitted, Decision, Policy};
+pub use policy::{Admitted, Decision, Policy, take_request};
 pub use renewing::Renewing;
 #[cfg(feature = "redis")]
 pub use replay::RedisReplay;

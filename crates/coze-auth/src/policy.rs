@@ -1,4 +1,7 @@
-use std::future::{Future, Pending};
+use std::{
+    future::{Future, Pending},
+    mem,
+};
 
 use coze_core::{BoxError, Context, Error, Refusal};
 use http::{Request, Response, request::Parts};
@@ -31,11 +34,13 @@ pub trait Policy<B> {
     type Body;
     /// What the policy keeps of a request until its outcome is known; `()` where it does not look at the outcome.
     type Ticket;
-    /// A decision that has to wait.
+    /// A decision that has to wait. It has the request with it ([`take_request`]).
     type Future: Future<Output = Result<Admitted<Self::Body, Self::Ticket>, Error>>;
 
     /// Looks at one request, before it goes further. A refused request does not reach the inner service.
-    fn authorize(&self, request: Request<B>) -> Decision<Admitted<Self::Body, Self::Ticket>, Self::Future>;
+    ///
+    /// Where the answer is there at once the request goes further with this head, and the body that comes back.
+    fn authorize(&self, head: &mut Parts, body: B) -> Decision<(Self::Body, Self::Ticket), Self::Future>;
 
     /// Looks at what became of a request that went further.
     ///
@@ -46,8 +51,14 @@ pub trait Policy<B> {
     }
 }
 
-/// A request that may go further, and what the policy keeps of it.
+/// A request that may go further after all, and what the policy keeps of it.
 pub type Admitted<B, T = ()> = (Request<B>, T);
+
+/// The whole request, for a decision that has to wait. An empty head stays behind.
+pub fn take_request<B>(head: &mut Parts, body: B) -> Request<B> {
+    let (empty, ()) = Request::default().into_parts();
+    Request::from_parts(mem::replace(head, empty), body)
+}
 
 /// An answer that is there already, or a future of it. Only the latter costs a clone of the inner service.
 #[derive(Debug)]
@@ -66,13 +77,12 @@ where
     type Ticket = ();
     type Future = Pending<Result<Admitted<B>, Error>>;
 
-    fn authorize(&self, request: Request<B>) -> Decision<Admitted<B>, Self::Future> {
-        let (mut parts, body) = request.into_parts();
-        let context = Context::of(&mut parts.extensions);
-        let verdict = self(&mut parts, &context);
+    fn authorize(&self, head: &mut Parts, body: B) -> Decision<(B, ()), Self::Future> {
+        let context = Context::of(&mut head.extensions);
+        let verdict = self(head, &context);
         if let Err(error) = &verdict {
             context.refusal.get_or_init(|| Refusal::from(error));
         }
-        Decision::Now(verdict.map(|()| (Request::from_parts(parts, body), ())))
+        Decision::Now(verdict.map(|()| (body, ())))
     }
 }

@@ -86,16 +86,16 @@ impl<R> Once<R> {
     ///
     /// The store was asked first. A store forgets an id when its time is over, maybe since the head of the request was looked
     /// at; but then the time is over here too.
-    fn note(self, context: &Context, sent: Duration) -> Result<(), Refused> {
+    fn note(&self, context: &Context, sent: Duration) -> Result<(), Refused> {
         self.now(sent).map_err(|error| self.refused(error))?;
-        context.principal.get_or_init(|| self.principal);
+        context.principal.get_or_init(|| self.principal.clone());
         Ok(())
     }
 }
 
-impl<R: ReplayStore> Once<R> {
+impl<R: ReplayStore + Clone> Once<R> {
     /// Accepts a request whose signature is right, if it is the first with this id.
-    pub(crate) fn accept(self, context: &Context, id: &str, sent: Duration) -> Result<Option<Accept<R>>, Refused> {
+    pub(crate) fn accept(&self, context: &Context, id: &str, sent: Duration) -> Result<Option<Accept<R>>, Refused> {
         let now = self.now(sent).map_err(|error| self.refused(error))?;
         let life = sent.saturating_add(self.window).saturating_sub(now);
         match self.store.take(id, now, life) {
@@ -103,7 +103,7 @@ impl<R: ReplayStore> Once<R> {
                 taken.map_err(|error| self.refused(error))?;
                 self.note(context, sent).map(|()| None)
             }
-            Decision::Later(taken) => Ok(Some(Accept { taken, rest: Some((self, context.clone(), sent)) })),
+            Decision::Later(taken) => Ok(Some(Accept { taken, rest: Some((self.clone(), context.clone(), sent)) })),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::refused::Refused;
 /// How many requests went through that would have been refused, where that is all that happens to them; else nothing.
 /// Clones share the count.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Report(Option<Arc<AtomicU64>>);
+pub struct Report(Option<Arc<AtomicU64>>);
 
 impl Report {
     /// Refuses nobody.

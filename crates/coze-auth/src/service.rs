@@ -41,8 +41,11 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        match self.policy.authorize(request) {
-            Decision::Now(Ok((request, ticket))) => ResponseFuture::called(self.inner.call(request), ticket),
+        let (mut head, body) = request.into_parts();
+        match self.policy.authorize(&mut head, body) {
+            Decision::Now(Ok((body, ticket))) => {
+                ResponseFuture::called(self.inner.call(Request::from_parts(head, body)), ticket)
+            }
             Decision::Now(Err(error)) => ResponseFuture::refused(error),
             Decision::Later(decision) => {
                 // The service that is ready goes with the request, the clone, which is not, stays.

@@ -8,18 +8,18 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use coze_core::{BoxError, Context, Error, Kind, Principal};
 use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, request::Parts};
 use http_body::Body;
 use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::{
-    Admitted, Decision, Key, MemoryReplay, Policy, ReplayStore, VerifiedBody,
+    Decision, Key, MemoryReplay, Policy, ReplayStore, VerifiedBody,
     key::bounded,
     refused::Refused,
     replay::{Accept, Once},
     report::Report,
-    verify::{self, Check, Limits, Verify},
+    verify::{self, Limits, Scheme, Verify},
 };
 
 static ID: HeaderName = HeaderName::from_static("webhook-id");
@@ -137,8 +137,94 @@ impl<R> StandardWebhooks<R> {
     }
 }
 
-impl<R: Clone> StandardWebhooks<R> {
-    fn check(&self, headers: &HeaderMap) -> Result<Stamped<R>, Error> {
+/// At least one secret, ready to be used.
+fn some(secrets: impl IntoIterator<Item = Key>) -> Result<Arc<[Hmac<Sha256>]>, Error> {
+    let secrets = bounded(secrets)?;
+    if secrets.is_empty() {
+        return Err(Error::new(Kind::Invalid, "keys_missing").with_message("a sender has at least one secret"));
+    }
+    let keyed = |key: &Key| Hmac::new_from_slice(key.bytes()).expect("hmac takes a key of any length");
+    Ok(secrets.iter().map(keyed).collect())
+}
+
+/// The signatures of the version we know, as they are written.
+fn v1(signatures: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    signatures.as_bytes().split(|b| *b == b' ').filter_map(|signature| signature.strip_prefix(b"v1,"))
+}
+
+impl<B, R> Policy<B> for StandardWebhooks<R>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+    R: ReplayStore + Clone,
+{
+    type Body = VerifiedBody;
+    type Ticket = ();
+    type Future = Verify<B, Self>;
+
+    fn authorize(&self, head: &mut Parts, body: B) -> Decision<(VerifiedBody, ()), Self::Future> {
+        verify::decide(self, head, body)
+    }
+}
+
+impl<R: ReplayStore + Clone> Scheme for StandardWebhooks<R> {
+    type Claim = Claim;
+    type Wait = Accept<R>;
+
+    fn bounds(&self) -> (Limits, &Report) {
+        (self.limits, &self.report)
+    }
+
+    fn claim(&self, head: &Parts) -> Result<Claim, Refused> {
+        Claim::of(&head.headers, &self.once).map_err(|error| self.once.refused(error))
+    }
+
+    fn judge(&self, claim: &Claim, context: &Context, body: &mut VerifiedBody) -> Result<Option<Accept<R>>, Refused> {
+        // Every secret and every signature is tried, and each comparison takes constant time. They are compared as they are
+        // written, so that there is one way to write each.
+        let verified = self.secrets.iter().fold(Choice::from(0), |found, secret| {
+            let mut mac = secret.clone();
+            [claim.id.as_bytes(), b".", claim.timestamp.as_bytes(), b"."].into_iter().for_each(|part| mac.update(part));
+            body.frames().for_each(|frame| mac.update(frame));
+            let mut expected = [0; 44];
+            STANDARD.encode_slice(mac.finalize().into_bytes(), &mut expected).expect("32 bytes are 44 characters");
+            v1(&claim.signatures).fold(found, |found, signature| found | expected.ct_eq(signature))
+        });
+        match bool::from(verified) {
+            true => self.once.accept(context, &claim.key, claim.sent),
+            false => Err(self.once.refused(verify::unsigned())),
+        }
+    }
+}
+
+impl<R> fmt::Debug for StandardWebhooks<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StandardWebhooks")
+            .field("principal", &self.once.principal)
+            .field("limits", &self.limits)
+            .field("window", &self.once.window)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the head of a request says.
+pub struct Claim {
+    /// Under which it is remembered.
+    key: String,
+    id: HeaderValue,
+    timestamp: HeaderValue,
+    signatures: HeaderValue,
+    sent: Duration,
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim").finish_non_exhaustive()
+    }
+}
+
+impl Claim {
+    fn of<R>(headers: &HeaderMap, once: &Once<R>) -> Result<Self, Error> {
         let id = verify::required(headers, &ID)?;
         // What is signed does not say where the id ends, so it must not have a full stop (specification, "Signature scheme").
         let is_id = |id: &&str| (1..=MAX_ID).contains(&id.len()) && !id.contains('.');
@@ -160,96 +246,13 @@ impl<R: Clone> StandardWebhooks<R> {
             return Err(verify::unsigned());
         }
         let sent = Duration::from_secs(sent);
-        self.once.now(sent)?;
-        Ok(Stamped {
-            key: self.once.id(&format!("{text}.{digits}")),
+        once.now(sent)?;
+        Ok(Self {
+            key: once.id(&format!("{text}.{digits}")),
             id: id.clone(),
             timestamp: timestamp.clone(),
             signatures: signatures.clone(),
             sent,
-            secrets: self.secrets.clone(),
-            once: self.once.clone(),
         })
-    }
-}
-
-/// At least one secret, ready to be used.
-fn some(secrets: impl IntoIterator<Item = Key>) -> Result<Arc<[Hmac<Sha256>]>, Error> {
-    let secrets = bounded(secrets)?;
-    if secrets.is_empty() {
-        return Err(Error::new(Kind::Invalid, "keys_missing").with_message("a sender has at least one secret"));
-    }
-    let keyed = |key: &Key| Hmac::new_from_slice(key.bytes()).expect("hmac takes a key of any length");
-    Ok(secrets.iter().map(keyed).collect())
-}
-
-/// The signatures of the version we know, as they are written.
-fn v1(signatures: &HeaderValue) -> impl Iterator<Item = &[u8]> {
-    signatures.as_bytes().split(|b| *b == b' ').filter_map(|signature| signature.strip_prefix(b"v1,"))
-}
-
-impl<B, R> Policy<B> for StandardWebhooks<R>
-where
-    B: Body<Data = Bytes>,
-    B::Error: Into<BoxError>,
-    R: ReplayStore + Clone,
-{
-    type Body = VerifiedBody;
-    type Ticket = ();
-    type Future = Verify<B, Stamped<R>>;
-
-    fn authorize(&self, request: Request<B>) -> Decision<Admitted<VerifiedBody>, Self::Future> {
-        Verify::decide(request, self.limits, &self.report, |request| {
-            self.check(request.headers()).map_err(|error| self.once.refused(error))
-        })
-    }
-}
-
-impl<R> fmt::Debug for StandardWebhooks<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StandardWebhooks")
-            .field("principal", &self.once.principal)
-            .field("limits", &self.limits)
-            .field("window", &self.once.window)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A request that waits for its body.
-pub struct Stamped<R> {
-    /// Under which it is remembered.
-    key: String,
-    id: HeaderValue,
-    timestamp: HeaderValue,
-    signatures: HeaderValue,
-    sent: Duration,
-    secrets: Arc<[Hmac<Sha256>]>,
-    once: Once<R>,
-}
-
-impl<R> fmt::Debug for Stamped<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stamped").finish_non_exhaustive()
-    }
-}
-
-impl<R: ReplayStore> Check for Stamped<R> {
-    type Wait = Accept<R>;
-
-    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<Option<Accept<R>>, Refused> {
-        // Every secret and every signature is tried, and each comparison takes constant time. They are compared as they are
-        // written, so that there is one way to write each.
-        let verified = self.secrets.iter().fold(Choice::from(0), |found, secret| {
-            let mut mac = secret.clone();
-            [self.id.as_bytes(), b".", self.timestamp.as_bytes(), b"."].into_iter().for_each(|part| mac.update(part));
-            body.frames().for_each(|frame| mac.update(frame));
-            let mut expected = [0; 44];
-            STANDARD.encode_slice(mac.finalize().into_bytes(), &mut expected).expect("32 bytes are 44 characters");
-            v1(&self.signatures).fold(found, |found, signature| found | expected.ct_eq(signature))
-        });
-        match bool::from(verified) {
-            true => self.once.accept(context, &self.key, self.sent),
-            false => Err(self.once.refused(verify::unsigned())),
-        }
     }
 }

@@ -3,40 +3,54 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    task::{Context as Task, Poll, ready},
+    task::{Context as Task, Poll, Waker, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use coze_core::{BoxError, Context, Error, Kind};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request,
+    Extensions, HeaderMap, HeaderName, HeaderValue, Request,
     header::{AUTHORIZATION, CONTENT_LENGTH},
+    request::Parts,
 };
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep};
 
-use crate::{Admitted, Decision, VerifiedBody, refused::Refused, report::Report};
+use crate::{Admitted, Decision, VerifiedBody, refused::Refused, report::Report, take_request};
 
 /// How many frames are taken in before the timer and other tasks get their turn.
 const FRAMES_PER_POLL: usize = 64;
 
-/// What a scheme of signatures does with a request whose head is in order.
+/// A policy whose requests are signed over their body.
 ///
 /// The body is judged when it is complete: it is kept until then in any case, and a request that waits for its body is
 /// small if it carries no state of a hash.
-pub trait Check {
+pub trait Scheme: Clone {
+    /// What the head says.
+    type Claim;
     /// What is left to wait for when the signature is right. In the end it notes who signed.
     type Wait: Future<Output = Result<(), Refused>>;
 
+    /// How much is read, and what happens to refusals.
+    fn bounds(&self) -> (Limits, &Report);
+
+    /// Looks at the head.
+    fn claim(&self, head: &Parts) -> Result<Self::Claim, Refused>;
+
     /// Judges the body, and notes on the context who signed it, if nothing has to be waited for.
-    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<Option<Self::Wait>, Refused>;
+    fn judge(
+        &self,
+        claim: &Self::Claim,
+        context: &Context,
+        body: &mut VerifiedBody,
+    ) -> Result<Option<Self::Wait>, Refused>;
 }
 
 /// How much of an unverified body is read, and for how long.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub struct Limits {
     pub(crate) bytes: usize,
     pub(crate) time: Duration,
 }
@@ -49,12 +63,42 @@ impl Default for Limits {
 
 impl Limits {
     /// Refuses a body that says beforehand that it is too large.
-    fn admit(self, request: &Request<impl Body>) -> Result<(), Error> {
-        let declared = || request.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
-        let hint = request.body().size_hint();
+    fn admit(self, head: &Parts, body: &impl Body) -> Result<(), Error> {
+        let declared = || head.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+        let hint = body.size_hint();
         // A body that knows its size need not be asked twice.
         let bytes = hint.exact().unwrap_or_else(|| hint.lower().max(declared().unwrap_or(0)));
         if bytes > self.bytes as u64 { Err(self.too_large()) } else { Ok(()) }
+    }
+
+    /// Reads to the end, but for the time it takes.
+    fn poll_read<B>(self, body: &mut B, read: &mut VerifiedBody, task: &mut Task<'_>) -> Poll<Result<(), Error>>
+    where
+        B: Body<Data = Bytes> + Unpin,
+        B::Error: Into<BoxError>,
+    {
+        for _ in 0..FRAMES_PER_POLL {
+            let frame = match ready!(Pin::new(&mut *body).poll_frame(task)) {
+                None => return Poll::Ready(Ok(())),
+                Some(Ok(frame)) => frame,
+                Some(Err(error)) => {
+                    let error = Error::new(Kind::Invalid, "body_error").with_source(error);
+                    return Poll::Ready(Err(error.with_message("the body could not be read to its end")));
+                }
+            };
+            match frame.into_data() {
+                Ok(data) if data.len() > self.bytes - read.len() => return Poll::Ready(Err(self.too_large())),
+                Ok(data) => read.push(data),
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        read.set_trailers(trailers);
+                    }
+                }
+            }
+        }
+        // A body that always has another frame must not keep the worker to itself, nor outrun the timer.
+        task.waker().wake_by_ref();
+        Poll::Pending
     }
 
     fn too_large(self) -> Error {
@@ -68,156 +112,135 @@ impl Limits {
     }
 }
 
-pin_project! {
-    /// Reads a body, and judges its signature.
-    #[must_use = "futures do nothing unless polled"]
-    pub struct Verify<B, C>
-    where
-        C: Check,
-    {
-        #[pin]
-        body: B,
-        #[pin]
-        timer: Option<Sleep>,
-        limits: Limits,
-        report: Report,
-        // What goes further, but for what is read of the body.
-        request: Option<Request<VerifiedBody>>,
-        // What the head said, until the body is there.
-        check: Option<Result<C, Refused>>,
-        read: VerifiedBody,
-        #[pin]
-        wait: Option<C::Wait>,
-    }
-}
-
-impl<B: Body, C: Check> Verify<B, C> {
-    /// Decides by the head of the request (`check`), and if that is in order, or refusals are only reported, by its body.
-    pub(crate) fn decide(
-        mut request: Request<B>,
-        limits: Limits,
-        report: &Report,
-        check: impl FnOnce(&Request<B>) -> Result<C, Refused>,
-    ) -> Decision<Admitted<VerifiedBody>, Self> {
-        let admitted = match check(&request) {
-            Err(refused) if !report.is_on() => Err(refused),
-            checked => limits.admit(&request).map(|()| checked).map_err(Refused::from),
-        };
-        let checked = match admitted {
-            Ok(checked) => checked,
-            Err(refused) => return Decision::Now(Err(refused.note(context(&mut request)))),
-        };
-        let (parts, body) = request.into_parts();
-        Decision::Later(Self {
-            body,
-            timer: None,
-            limits,
-            report: report.clone(),
-            request: Some(Request::from_parts(parts, VerifiedBody::default())),
-            check: Some(checked),
-            read: VerifiedBody::default(),
-            wait: None,
-        })
-    }
-
-    fn done(self: Pin<&mut Self>, verdict: Result<(), Refused>) -> Result<Admitted<VerifiedBody>, Error> {
-        let this = self.project();
-        let request = this.request.as_mut().expect("a future is not polled after it is ready");
-        *request.body_mut() = mem::take(this.read);
-        this.report.settle(context(request), verdict)?;
-        Ok((this.request.take().expect("just seen"), ()))
-    }
-}
-
-impl<B, C> Verify<B, C>
+/// Decides by the head of a request, and if that is in order, or refusals are only reported, by its body: at once, if that is
+/// there and nothing else has to be waited for.
+pub(crate) fn decide<B, S>(scheme: &S, head: &mut Parts, mut body: B) -> Decision<(VerifiedBody, ()), Verify<B, S>>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
-    C: Check,
+    S: Scheme,
 {
-    /// Reads to the end, within the limits.
-    fn poll_read(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Result<(), Error>> {
-        let mut this = self.project();
-        let mut frames = 0;
-        while frames < FRAMES_PER_POLL {
-            let Poll::Ready(frame) = this.body.as_mut().poll_frame(task) else { break };
-            frames += 1;
-            let frame = match frame {
-                None => return Poll::Ready(Ok(())),
-                Some(Ok(frame)) => frame,
-                Some(Err(error)) => {
-                    let error = Error::new(Kind::Invalid, "body_error").with_source(error);
-                    return Poll::Ready(Err(error.with_message("the body could not be read to its end")));
-                }
-            };
-            match frame.into_data() {
-                Ok(data) if data.len() > this.limits.bytes - this.read.len() => {
-                    return Poll::Ready(Err(this.limits.too_large()));
-                }
-                Ok(data) => this.read.push(data),
-                Err(frame) => {
-                    if let Ok(trailers) = frame.into_trailers() {
-                        this.read.set_trailers(trailers);
-                    }
-                }
+    let (limits, report) = scheme.bounds();
+    let claim = scheme.claim(head);
+    let is_over = claim.is_err() && !report.is_on();
+    if !is_over && let Err(error) = limits.admit(head, &body) {
+        return Decision::Now(Err(Refused::from(error).note(context(&mut head.extensions))));
+    }
+    let mut read = VerifiedBody::default();
+    // Nobody is woken by this: if something is missing, the future asks again.
+    let whole = match is_over {
+        true => Poll::Ready(Ok(())),
+        false => limits.poll_read(&mut body, &mut read, &mut Task::from_waker(Waker::noop())),
+    };
+    let (claim, wait) = match whole {
+        Poll::Pending => (Some(claim), None),
+        // What was not read to its end cannot be handed on, whatever happens to other refusals.
+        Poll::Ready(Err(error)) => return Decision::Now(Err(Refused::from(error).note(context(&mut head.extensions)))),
+        Poll::Ready(Ok(())) => {
+            let context = context(&mut head.extensions);
+            match judge(scheme, claim, context, &mut read) {
+                Ok(Some(wait)) => (None, Some(wait)),
+                judged => return Decision::Now(report.settle(context, judged.map(|_| ())).map(|()| (read, ()))),
             }
         }
-        if frames == FRAMES_PER_POLL {
-            // A body that always has another frame must not keep the worker to itself, nor outrun the timer.
-            task.waker().wake_by_ref();
-        }
-        if this.timer.is_none() {
-            // Not earlier: a body that is there already needs no timer.
-            this.timer.set(Some(sleep(this.limits.time)));
-        }
-        let timer = this.timer.as_pin_mut().expect("just set");
-        timer.poll(task).map(|()| Err(this.limits.too_slow()))
+    };
+    let (request, scheme) = (Some(take_request(head, body)), scheme.clone());
+    Decision::Later(Verify { request, read, claim, timer: None, wait, scheme })
+}
+
+fn judge<S: Scheme>(
+    scheme: &S,
+    claim: Result<S::Claim, Refused>,
+    context: &Context,
+    body: &mut VerifiedBody,
+) -> Result<Option<S::Wait>, Refused> {
+    match claim {
+        Ok(ref claim) => scheme.judge(claim, context, body),
+        Err(refused) => Err(refused),
     }
 }
 
-impl<B, C> Future for Verify<B, C>
+pin_project! {
+    /// Reads the rest of a body, and judges its signature.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct Verify<B, S>
+    where
+        S: Scheme,
+    {
+        request: Option<Request<B>>,
+        read: VerifiedBody,
+        // Until the body is there.
+        claim: Option<Result<S::Claim, Refused>>,
+        #[pin]
+        timer: Option<Sleep>,
+        #[pin]
+        wait: Option<S::Wait>,
+        scheme: S,
+    }
+}
+
+impl<B, S> Future for Verify<B, S>
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
-    C: Check,
+    S: Scheme,
 {
     type Output = Result<Admitted<VerifiedBody>, Error>;
 
-    fn poll(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
-        if self.check.is_some() {
-            let read = ready!(self.as_mut().poll_read(task));
-            let mut this = self.as_mut().project();
-            let checked = this.check.take().expect("just seen");
-            let context = context(this.request.as_mut().expect("it is taken when all is done"));
+    fn poll(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let (limits, report) = this.scheme.bounds();
+        let request = this.request.as_mut().expect("a future is not polled after it is ready");
+        let verdict = loop {
+            if let Some(wait) = this.wait.as_mut().as_pin_mut() {
+                break ready!(wait.poll(task));
+            }
+            let read = match limits.poll_read(request.body_mut(), this.read, task) {
+                Poll::Ready(read) => read,
+                Poll::Pending => {
+                    if this.timer.is_none() {
+                        // Not earlier: a body that is there already needs no timer.
+                        this.timer.set(Some(sleep(limits.time)));
+                    }
+                    let timer = this.timer.as_mut().as_pin_mut().expect("just set");
+                    ready!(timer.poll(task));
+                    Err(limits.too_slow())
+                }
+            };
+            let context = context(request.extensions_mut());
             if let Err(error) = read {
-                // What was not read to its end cannot be handed on, whatever happens to other refusals.
                 return Poll::Ready(Err(Refused::from(error).note(context)));
             }
-            match checked.and_then(|check| check.finish(context, this.read)) {
+            let claim = this.claim.take().expect("it is judged once, before anything else is waited for");
+            match judge(this.scheme, claim, context, this.read) {
                 Ok(Some(wait)) => this.wait.set(Some(wait)),
-                finished => return Poll::Ready(self.done(finished.map(|_| ()))),
+                judged => break judged.map(|_| ()),
             }
-        }
-        let wait = self.as_mut().project().wait.as_pin_mut().expect("a future is not polled after it is ready");
-        let verdict = ready!(wait.poll(task));
-        Poll::Ready(self.done(verdict))
+        };
+        report.settle(context(request.extensions_mut()), verdict)?;
+        let request = this.request.take().expect("just seen");
+        Poll::Ready(Ok((request.map(|_| mem::take(this.read)), ())))
     }
 }
 
-impl<B, C: Check> fmt::Debug for Verify<B, C> {
+impl<B, S: Scheme> fmt::Debug for Verify<B, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verify").field("limits", &self.limits).field("read", &self.read).finish_non_exhaustive()
+        f.debug_struct("Verify")
+            .field("limits", &self.scheme.bounds().0)
+            .field("read", &self.read)
+            .finish_non_exhaustive()
     }
 }
 
 /// Borrowed, where [`Context::of`] makes a clone: next to the hash of a short message that is dear.
-pub(crate) fn context<B>(request: &mut Request<B>) -> &Context {
-    request.extensions_mut().get_or_insert_default::<Context>()
+pub(crate) fn context(extensions: &mut Extensions) -> &Context {
+    extensions.get_or_insert_default::<Context>()
 }
 
 /// The only value of a header, if it is there.
 pub(crate) fn optional<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Error> {
-    let mut values = headers.get_all(name).iter();
+    // One by one: to hash the name takes as long as to compare it with a dozen.
+    let mut values = headers.iter().filter(|(other, _)| *other == name).map(|(_, value)| value);
     let value = values.next();
     if values.next().is_some() {
         return Err(malformed(format!("the header {name} is given more than once")));
@@ -248,24 +271,14 @@ pub(crate) fn signature<const N: usize>(headers: &HeaderMap, name: &HeaderName) 
 pub(crate) fn bytes_of_hex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
     let (pairs, rest) = digits.as_chunks();
     let pairs: &[[u8; 2]; N] = pairs.try_into().ok()?;
-    let (mut bytes, mut all) = ([0; N], 0);
-    for (byte, pair) in bytes.iter_mut().zip(pairs) {
-        let [high, low] = pair.map(|digit| {
-            let number = digit.wrapping_sub(b'0');
-            let letter = (digit | 0x20).wrapping_sub(b'a');
-            let (is_number, is_letter) = (number < 10, letter < 6);
-            if is_number {
-                number
-            } else if is_letter {
-                letter + 10
-            } else {
-                255
-            }
-        });
-        all |= high | low;
-        *byte = high << 4 | low;
+    let (mut values, mut all) = ([[0; 2]; N], 0);
+    for (value, digit) in values.as_flattened_mut().iter_mut().zip(pairs.as_flattened()) {
+        let number = digit.wrapping_sub(b'0');
+        let letter = (digit | 0x20).wrapping_sub(b'a');
+        *value = if number < 10 { number } else { letter.saturating_add(10) };
+        all |= *value;
     }
-    (all < 16 && rest.is_empty()).then_some(bytes)
+    (all < 16 && rest.is_empty()).then(|| values.map(|[high, low]| high << 4 | low))
 }
 
 pub(crate) fn missing(message: String) -> Error {

@@ -3,24 +3,23 @@ use std::{collections::HashMap, fmt, future::Pending, sync::Arc, time::Duration}
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use coze_core::{BotId, BoxError, Context, Error, Principal, UserId};
-use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderName, Request};
+use foldhash::fast::RandomState;
+use http::{HeaderName, request::Parts};
 use http_body::Body;
-use sha2::Sha256;
+use subtle::Choice;
 
 use crate::{
-    Admitted, Decision, Key, Policy, VerifiedBody,
+    Decision, Key, Policy, VerifiedBody,
     key::bounded,
+    mac::Keyed,
     refused::Refused,
     report::Report,
-    verify::{self, Check, Limits, Verify},
+    verify::{self, Limits, Scheme, Verify},
 };
 
 static SIGNATURE: HeaderName = HeaderName::from_static("x-signature");
 static BOT: HeaderName = HeaderName::from_static("x-bot-id");
 
-/// A MAC that has taken in its key. Cloning it saves the key schedule, a third of the work for a short message.
-type Keyed = Hmac<Sha256>;
 type UserHook = dyn Fn(&[u8]) -> Option<UserId> + Send + Sync;
 
 /// The inbound policy for messages to bots: `X-Signature` carries hex(HMAC-SHA256(key = bot token, raw body)).
@@ -34,7 +33,8 @@ type UserHook = dyn Fn(&[u8]) -> Option<UserId> + Send + Sync;
 /// as the request, and whoever must not do a thing twice has to look at an id in the body.
 ///
 /// A body is held in memory until it is verified, so a server needs at most [`Webhook::limit`] bytes for each request that it
-/// takes in at once. Its time is limited by a timer of tokio. Clones share the keys.
+/// takes in at once. Its time is limited by a timer of tokio. A body that is there is judged in `call`, for which it has to be
+/// [`Unpin`], as those of hyper, axum and `http-body-util` are, and any in a `Box::pin`. Clones share the keys.
 #[derive(Clone)]
 pub struct Webhook {
     keys: WebhookKeys,
@@ -91,9 +91,9 @@ impl Webhook {
     }
 
     /// Finds the bot the request names, or its stand-in if it is not ours.
-    fn bot<B>(&self, request: &Request<B>) -> Result<Arc<Bot>, Error> {
-        let path = self.prefix.as_deref().and_then(|prefix| request.uri().path().strip_prefix(prefix));
-        let header = match verify::optional(request.headers(), &BOT)?.map(|id| id.to_str()) {
+    fn bot(&self, head: &Parts) -> Result<Arc<Bot>, Error> {
+        let path = self.prefix.as_deref().and_then(|prefix| head.uri.path().strip_prefix(prefix));
+        let header = match verify::optional(&head.headers, &BOT)?.map(|id| id.to_str()) {
             Some(Err(_)) => return Err(verify::malformed(format!("the header {BOT} is not ascii"))),
             Some(Ok(id)) => Some(id),
             None => None,
@@ -116,22 +116,53 @@ impl Webhook {
 
 impl<B> Policy<B> for Webhook
 where
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Unpin,
     B::Error: Into<BoxError>,
 {
     type Body = VerifiedBody;
     type Ticket = ();
-    type Future = Verify<B, Signed>;
+    type Future = Verify<B, Self>;
 
-    fn authorize(&self, request: Request<B>) -> Decision<Admitted<VerifiedBody>, Self::Future> {
-        Verify::decide(request, self.limits, &self.report, |request| {
-            let signature = verify::signature(request.headers(), &SIGNATURE).map_err(|error| {
-                let bot = self.bot(request).ok();
-                Refused::from(error).of(bot.as_ref().and_then(|bot| bot.subject()))
-            })?;
-            let bot = self.bot(request)?;
-            Ok(Signed { user: self.user.clone(), signature, bot })
-        })
+    fn authorize(&self, head: &mut Parts, body: B) -> Decision<(VerifiedBody, ()), Self::Future> {
+        verify::decide(self, head, body)
+    }
+}
+
+impl Scheme for Webhook {
+    type Claim = Claim;
+    type Wait = Pending<Result<(), Refused>>;
+
+    fn bounds(&self) -> (Limits, &Report) {
+        (self.limits, &self.report)
+    }
+
+    fn claim(&self, head: &Parts) -> Result<Claim, Refused> {
+        let signature = verify::signature(&head.headers, &SIGNATURE).map_err(|error| {
+            let bot = self.bot(head).ok();
+            Refused::from(error).of(bot.as_ref().and_then(|bot| bot.subject()))
+        })?;
+        Ok(Claim { signature, bot: self.bot(head)? })
+    }
+
+    fn judge(&self, claim: &Claim, context: &Context, body: &mut VerifiedBody) -> Result<Option<Self::Wait>, Refused> {
+        // Every key is tried, and each comparison takes constant time: how long it takes does not tell which key it was.
+        let verified = claim
+            .bot
+            .keys
+            .iter()
+            .fold(Choice::from(0), |found, key| found | key.verifies(body.frames(), &claim.signature));
+        let Some((id, principal)) = &claim.bot.known else {
+            return Err(Refused::from(verify::unsigned()).truly("unknown_key"));
+        };
+        if !bool::from(verified) {
+            return Err(Refused::from(verify::unsigned()).of(claim.bot.subject()));
+        }
+        context.bot.get_or_init(|| id.clone());
+        context.principal.get_or_init(|| principal.clone());
+        if let Some(user) = self.user.as_ref().and_then(|read| read(body.contiguous())) {
+            context.user.get_or_init(|| user);
+        }
+        Ok(None)
     }
 }
 
@@ -150,7 +181,7 @@ impl fmt::Debug for Webhook {
 pub struct WebhookKeys(Arc<Table>);
 
 struct Table {
-    bots: ArcSwap<HashMap<BotId, Arc<Bot>>>,
+    bots: ArcSwap<HashMap<BotId, Arc<Bot>, RandomState>>,
     /// Stands in for a bot that is not there.
     decoy: Arc<Bot>,
 }
@@ -171,7 +202,7 @@ impl WebhookKeys {
     /// No bot, and so no request that is accepted.
     #[must_use]
     pub fn new() -> Self {
-        let decoy = Arc::new(Bot { known: None, keys: vec![keyed(b"decoy")] });
+        let decoy = Arc::new(Bot { known: None, keys: vec![Keyed::new(b"decoy")] });
         Self(Arc::new(Table { bots: ArcSwap::default(), decoy }))
     }
 
@@ -183,7 +214,7 @@ impl WebhookKeys {
     /// `keys_too_many`, [`Kind::Invalid`](coze_core::Kind::Invalid): more than [`MAX_KEYS`](crate::MAX_KEYS). The bot's keys
     /// stay as they were.
     pub fn set(&self, bot: &BotId, keys: impl IntoIterator<Item = Key>) -> Result<(), Error> {
-        let keys: Vec<_> = bounded(keys)?.iter().map(|key| keyed(key.bytes())).collect();
+        let keys: Vec<_> = bounded(keys)?.iter().map(|key| Keyed::new(key.bytes())).collect();
         let known = Some((bot.clone(), Principal::new("webhook", bot.as_str())));
         let entry = Arc::new(Bot { known, keys });
         self.0.bots.rcu(|bots| {
@@ -210,45 +241,14 @@ impl fmt::Debug for WebhookKeys {
     }
 }
 
-fn keyed(key: &[u8]) -> Keyed {
-    Keyed::new_from_slice(key).expect("hmac takes a key of any length")
-}
-
-/// A webhook request that waits for its body.
-pub struct Signed {
-    user: Option<Arc<UserHook>>,
+/// Who is said to have signed.
+pub struct Claim {
     signature: [u8; 32],
     bot: Arc<Bot>,
 }
 
-impl fmt::Debug for Signed {
+impl fmt::Debug for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Signed").finish_non_exhaustive()
-    }
-}
-
-impl Check for Signed {
-    type Wait = Pending<Result<(), Refused>>;
-
-    fn finish(self, context: &Context, body: &mut VerifiedBody) -> Result<Option<Self::Wait>, Refused> {
-        // Every key is tried, and each comparison takes constant time: how long it takes does not tell which key it was.
-        let verified = self.bot.keys.iter().fold(false, |found, key| {
-            let mut mac = key.clone();
-            body.frames().for_each(|frame| mac.update(frame));
-            let is_this_one = mac.verify_slice(&self.signature).is_ok();
-            found | is_this_one
-        });
-        let Some((id, principal)) = &self.bot.known else {
-            return Err(Refused::from(verify::unsigned()).truly("unknown_key"));
-        };
-        if !verified {
-            return Err(Refused::from(verify::unsigned()).of(self.bot.subject()));
-        }
-        context.bot.get_or_init(|| id.clone());
-        context.principal.get_or_init(|| principal.clone());
-        if let Some(user) = self.user.and_then(|read| read(body.contiguous())) {
-            context.user.get_or_init(|| user);
-        }
-        Ok(None)
+        f.debug_struct("Claim").finish_non_exhaustive()
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use coze_auth::{
     Admitted, Auth, AuthLayer, Bearer, Callback, Decision, Key, Policy, Renewing, Static, Token, VerifiedBody, Webhook,
-    WebhookKeys,
+    WebhookKeys, take_request,
 };
 use coze_core::{BoxError, Context, Error, Kind, Principal};
 use http::{Request, Response, request::Parts};
@@ -93,7 +93,7 @@ async fn a_request_decided_at_once_spends_the_readiness_of_an_inner_limit_in_pla
 #[derive(Clone)]
 struct CloneCounts(Rc<()>);
 
-impl Service<Request<()>> for CloneCounts {
+impl<B> Service<Request<B>> for CloneCounts {
     type Response = Response<usize>;
     type Error = BoxError;
     type Future = std::future::Ready<Result<Response<usize>, BoxError>>;
@@ -102,7 +102,7 @@ impl Service<Request<()>> for CloneCounts {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _: Request<()>) -> Self::Future {
+    fn call(&mut self, _: Request<B>) -> Self::Future {
         std::future::ready(Ok(Response::new(Rc::strong_count(&self.0))))
     }
 }
@@ -110,7 +110,16 @@ impl Service<Request<()>> for CloneCounts {
 #[tokio::test]
 async fn a_decision_at_once_clones_no_inner_service_which_need_not_be_send() {
     let mut service = Auth::new(CloneCounts(Rc::default()), Bearer::new(Static::new("pat_1").expect("valid")));
-    assert_eq!(*service.ready().await.expect("ready").call(Request::new(())).await.expect("answered").body(), 1);
+    poll_fn(|task| Service::<Request<()>>::poll_ready(&mut service, task)).await.expect("ready");
+    assert_eq!(*service.call(Request::new(())).await.expect("answered").body(), 1);
+}
+
+#[tokio::test]
+async fn a_body_that_is_there_is_judged_at_once() {
+    let request = Request::post("/").header("x-signature", SIGNATURE).body(Script::from(SIGNED)).expect("a request");
+    let mut service = Auth::new(CloneCounts(Rc::default()), webhook());
+    poll_fn(|task| Service::<Request<Script>>::poll_ready(&mut service, task)).await.expect("ready");
+    assert_eq!(*service.call(request).await.expect("answered").body(), 1);
 }
 
 /// A policy that waits, and holds what cannot leave its thread.
@@ -122,8 +131,8 @@ impl Policy<()> for Waits {
     type Ticket = Rc<()>;
     type Future = Pin<Box<dyn Future<Output = Result<Admitted<(), Rc<()>>, Error>>>>;
 
-    fn authorize(&self, request: Request<()>) -> Decision<Admitted<(), Rc<()>>, Self::Future> {
-        let ticket = self.0.clone();
+    fn authorize(&self, head: &mut Parts, body: ()) -> Decision<((), Rc<()>), Self::Future> {
+        let (request, ticket) = (take_request(head, body), self.0.clone());
         Decision::Later(Box::pin(async {
             tokio::task::yield_now().await;
             Ok((request, ticket))
@@ -175,8 +184,8 @@ async fn a_failure_of_the_inner_service_is_handed_out_as_it_is() {
     assert_eq!(error.to_string(), "broken");
 }
 
-#[test]
-fn a_service_is_send_sync_and_clone() {
+#[tokio::test(start_paused = true)]
+async fn a_service_is_send_sync_and_clone() {
     fn check<T: Send + Sync + Clone + std::fmt::Debug>(_: &T) {}
     fn sends<F: Send>(_: F) {}
     let mut service =

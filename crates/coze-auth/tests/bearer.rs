@@ -68,7 +68,7 @@ fn answered(status: u16) -> Response<()> {
 async fn a_request_that_waits_for_a_token_may_go_away() {
     let endpoint = Endpoint::default();
     let policy = Bearer::new(endpoint.source(lives(900)));
-    drop(policy.authorize(Request::new(())));
+    drop(policy.authorize(&mut Request::new(()).into_parts().0, ()));
     assert!(tokio::time::timeout(SECOND / 2, send(&policy, Request::new(()))).await.is_err());
     let sent = send(&policy, Request::new("body")).await.expect("sent");
     assert_eq!((&sent.headers()["authorization"], *sent.body()), (&"Bearer t1".parse().expect("a value"), "body"));
@@ -170,7 +170,7 @@ async fn nothing_prints_a_token() {
     let token = get(&source).await.expect("a token");
     let fixed = Static::new("pat_tell_nobody").expect("valid");
     let policy = Bearer::new(source.clone());
-    let decision = policy.authorize(Request::new(()));
+    let decision = policy.authorize(&mut Request::new(()).into_parts().0, ());
     let shown = format!("{token:?} {fixed:?} {source:?} {policy:?} {decision:?} {:?}", Bearer::new(fixed.clone()));
     assert!(!shown.contains("tell_nobody"), "{shown}");
 }

@@ -7,7 +7,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use coze_auth::{Callback, Decision, Policy};
 use coze_core::{BotId, BoxError, Context, Error, Kind, Refusal};
-use http::{Request, Response};
+use http::{Request, Response, request::Parts};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
@@ -65,18 +65,18 @@ impl Callbacks {
 
 impl<B> Policy<B> for Callbacks
 where
-    B: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
+    B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
 {
     type Body = <Callback as Policy<B>>::Body;
     type Ticket = ();
     type Future = <Callback as Policy<B>>::Future;
 
-    fn authorize(&self, mut request: Request<B>) -> Decision<(Request<Self::Body>, ()), Self::Future> {
-        let context = Context::of(request.extensions_mut());
-        let error = match self.of(request.uri().path()) {
+    fn authorize(&self, head: &mut Parts, body: B) -> Decision<(Self::Body, ()), Self::Future> {
+        let context = Context::of(&mut head.extensions);
+        let error = match self.of(head.uri.path()) {
             Ok(Some((bot, callback))) => {
                 context.bot.get_or_init(|| bot);
-                return callback.authorize(request);
+                return callback.authorize(head, body);
             }
             Ok(None) => {
                 let refusal = Refusal { kind: Kind::Unauthenticated, reason: "unknown_key", client: None };

@@ -18,6 +18,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "aws-lc-rs",
             "base64",
             "fastrand",
+            "foldhash",
             "hex",
             "hmac",
             "http-body-util",

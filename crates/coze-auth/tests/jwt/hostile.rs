@@ -177,7 +177,7 @@ fn decide(policy: &Jwt, token: &[u8]) -> Option<bool> {
     use coze_auth::{Decision, Policy};
     let value = http::HeaderValue::from_bytes(&[b"Bearer ", token].concat()).ok()?;
     let request = http::Request::builder().header("authorization", value).body(()).ok()?;
-    match policy.authorize(request) {
+    match policy.authorize(&mut request.into_parts().0, ()) {
         Decision::Now(verdict) => Some(verdict.is_ok()),
         Decision::Later(_) => None,
     }

@@ -192,7 +192,8 @@ fn keys_rotate_under_load_and_no_valid_token_is_refused() {
         for _ in 0..3 {
             scope.spawn(|| {
                 while !is_over.load(Ordering::Relaxed) {
-                    let coze_auth::Decision::Now(answer) = coze_auth::Policy::authorize(&policy, bearing(&token))
+                    let (mut head, body) = bearing(&token).into_parts();
+                    let coze_auth::Decision::Now(answer) = coze_auth::Policy::authorize(&policy, &mut head, body)
                     else {
                         panic!("it waits");
                     };
