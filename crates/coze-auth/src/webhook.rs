@@ -4,7 +4,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use coze_core::{BotId, BoxError, Context, Error, Principal, UserId};
 use foldhash::fast::RandomState;
-use http::{HeaderName, request::Parts};
+use http::{HeaderName, HeaderValue, request::Parts};
 use http_body::Body;
 use subtle::Choice;
 
@@ -91,9 +91,9 @@ impl Webhook {
     }
 
     /// Finds the bot the request names, or its stand-in if it is not ours.
-    fn bot(&self, head: &Parts) -> Result<Arc<Bot>, Error> {
+    fn bot(&self, head: &Parts, header: Option<&HeaderValue>) -> Result<Arc<Bot>, Error> {
         let path = self.prefix.as_deref().and_then(|prefix| head.uri.path().strip_prefix(prefix));
-        let header = match verify::optional(&head.headers, &BOT)?.map(|id| id.to_str()) {
+        let header = match header.map(|id| id.to_str()) {
             Some(Err(_)) => return Err(verify::malformed(format!("the header {BOT} is not ascii"))),
             Some(Ok(id)) => Some(id),
             None => None,
@@ -137,11 +137,12 @@ impl Scheme for Webhook {
     }
 
     fn claim(&self, head: &Parts) -> Result<Claim, Refused> {
-        let signature = verify::signature(&head.headers, &SIGNATURE).map_err(|error| {
-            let bot = self.bot(head).ok();
-            Refused::from(error).of(bot.as_ref().and_then(|bot| bot.subject()))
-        })?;
-        Ok(Claim { signature, bot: self.bot(head)? })
+        let [signature, named] = verify::each(&head.headers, [&SIGNATURE, &BOT]);
+        let bot = named.and_then(|named| self.bot(head, named));
+        match signature.and_then(|signature| verify::signature_of(signature, &SIGNATURE)) {
+            Ok(signature) => Ok(Claim { signature, bot: bot? }),
+            Err(error) => Err(Refused::from(error).of(bot.ok().as_ref().and_then(|bot| bot.subject()))),
+        }
     }
 
     fn judge(&self, claim: &Claim, context: &Context, body: &mut VerifiedBody) -> Result<Option<Self::Wait>, Refused> {
