@@ -1,6 +1,7 @@
 use std::{
     fmt,
     future::Future,
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context as Task, Poll, ready},
@@ -87,18 +88,18 @@ where
         }
     }
 
-    fn settle<R>(sent: Self::Ticket, outcome: Result<Response<R>, BoxError>) -> Result<Response<R>, BoxError> {
+    fn settle<R>(sent: Self::Ticket, outcome: &mut Result<Response<R>, BoxError>) {
         let Sent { source, generation, host } = sent;
         let error = match outcome {
             Ok(response) => {
                 if response.status() == StatusCode::UNAUTHORIZED || response.headers().contains_key(REFRESH) {
                     source.reject(generation);
                 }
-                return Ok(response);
+                return;
             }
             Err(error) => error,
         };
-        let Some(found) = Error::find(&*error) else { return Err(error) };
+        let Some(found) = Error::find(&**error) else { return };
         let retry = match found.kind() {
             Kind::Unauthenticated => source.reject(generation),
             _ => None,
@@ -107,13 +108,13 @@ where
         let hint = host
             .filter(|_| is_of_the_token)
             .map(|host| format!("{}; {host} refuses a token of another region like this too", found.message()));
-        if retry.is_none() && hint.is_none() {
-            return Err(error);
+        if retry.is_some() || hint.is_some() {
+            // Nobody sees what stands in for it meanwhile.
+            *error = changed(mem::replace(error, Box::new(fmt::Error)), |error| {
+                let error = retry.into_iter().fold(error, Error::with_retry);
+                hint.into_iter().fold(error, Error::with_message)
+            });
         }
-        Err(changed(error, |error| {
-            let error = retry.into_iter().fold(error, Error::with_retry);
-            hint.into_iter().fold(error, Error::with_message)
-        }))
     }
 }
 

@@ -72,9 +72,9 @@ where
                     Err(error) => return Poll::Ready(Err(error.into())),
                 },
                 StateProj::Called { future, ticket } => {
-                    let outcome = ready!(future.poll(task)).map_err(Into::into);
+                    let outcome = ready!(future.poll(task));
                     let ticket = ticket.take().expect("a future is not polled after it is ready");
-                    return Poll::Ready(P::settle(ticket, outcome));
+                    return Poll::Ready(settled::<P, B, _, _>(ticket, outcome));
                 }
                 StateProj::Refused { error } => {
                     let error = error.take().expect("a future is not polled after it is ready");
@@ -83,6 +83,17 @@ where
             }
         }
     }
+}
+
+/// Not inlined, so that the answer is written where the caller wants it, and not moved once more.
+#[inline(never)]
+fn settled<P: Policy<B>, B, R, E: Into<BoxError>>(
+    ticket: P::Ticket,
+    outcome: Result<Response<R>, E>,
+) -> Result<Response<R>, BoxError> {
+    let mut outcome = outcome.map_err(Into::into);
+    P::settle(ticket, &mut outcome);
+    outcome
 }
 
 impl<S, P, B> fmt::Debug for ResponseFuture<S, P, B>

@@ -42,12 +42,9 @@ pub trait Policy<B> {
     /// Where the answer is there at once the request goes further with this head, and the body that comes back.
     fn authorize(&self, head: &mut Parts, body: B) -> Decision<(Self::Body, Self::Ticket), Self::Future>;
 
-    /// Looks at what became of a request that went further.
-    ///
-    /// # Errors
-    /// Those of the outcome, possibly with another answer to [`Error::retry`].
-    fn settle<R>(_: Self::Ticket, outcome: Result<Response<R>, BoxError>) -> Result<Response<R>, BoxError> {
-        outcome
+    /// Looks at what became of a request that went further. A failure may have another answer to [`Error::retry`] afterwards.
+    fn settle<R>(ticket: Self::Ticket, outcome: &mut Result<Response<R>, BoxError>) {
+        let _ = (ticket, outcome);
     }
 }
 

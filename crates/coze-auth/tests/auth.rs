@@ -139,11 +139,10 @@ impl Policy<()> for Waits {
         }))
     }
 
-    fn settle<R>(ticket: Rc<()>, outcome: Result<Response<R>, BoxError>) -> Result<Response<R>, BoxError> {
-        outcome.map(|mut response| {
+    fn settle<R>(ticket: Rc<()>, outcome: &mut Result<Response<R>, BoxError>) {
+        if let Ok(response) = outcome {
             response.headers_mut().insert("held", Rc::strong_count(&ticket).into());
-            response
-        })
+        }
     }
 }
 
