@@ -76,14 +76,14 @@ impl Permit {
             Holds::More(None) if held.requests == 1 && !held.is_shared => {
                 self.0 = Holds::One(InFlight { gate: held.gate, hash: held.hash });
             }
-            _ => self.more().in_flight.push(held),
+            _ => self.add(|more| more.in_flight.push(held)),
         }
     }
 
     /// Has it be settled when the request ends.
     #[cold]
     pub(crate) fn reserve(&mut self, held: Held, rate: Rate) {
-        self.more().reserved.push((held, rate));
+        self.add(|more| more.reserved.push((held, rate)));
     }
 
     /// Notes how it will be settled.
@@ -100,18 +100,19 @@ impl Permit {
         }
     }
 
-    /// Makes room for more than one request in flight.
+    /// Adds what does not fit into two words.
     #[cold]
-    fn more(&mut self) -> &mut More {
-        if let Holds::One(_) = self.0
-            && let Holds::One(first) = mem::replace(&mut self.0, Holds::More(Some(Box::default())))
-        {
-            self.more().first = Some(first);
-        }
-        match &mut self.0 {
-            Holds::More(more) => more.get_or_insert_default(),
-            Holds::One(_) => unreachable!("it was changed a moment ago"),
-        }
+    fn add(&mut self, add: impl FnOnce(&mut More)) {
+        let mut more = match mem::replace(&mut self.0, Holds::More(None)) {
+            Holds::More(more) => more.unwrap_or_default(),
+            Holds::One(first) => {
+                let mut more = Box::<More>::default();
+                more.first = Some(first);
+                more
+            }
+        };
+        add(&mut more);
+        self.0 = Holds::More(Some(more));
     }
 }
 

@@ -3,7 +3,6 @@
 use coze_core::{BoxError, Error, Kind};
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
-
 use tokio::time::Instant;
 
 use crate::{
