@@ -290,10 +290,7 @@ impl<B> Policy<B> for Jwt {
     type Future = Refetch<B>;
 
     fn authorize(&self, head: &mut Parts, body: B) -> Decision<(B, ()), Self::Future> {
-        if head.extensions.get::<Context>().is_none() {
-            head.extensions.insert(Context::new());
-        }
-        // It stays where it is: a copy costs two exchanges.
+        Context::within(&mut head.extensions);
         let context = head.extensions.get::<Context>().expect("it was inserted a moment ago");
         let verdict = self.decide(head, context);
         if let Err(Refusal::NoKey(issuer)) = verdict

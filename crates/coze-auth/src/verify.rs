@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use coze_core::{BoxError, Context, Error, Kind};
 use http::{
-    Extensions, HeaderMap, HeaderName, HeaderValue, Request,
+    HeaderMap, HeaderName, HeaderValue, Request,
     header::{AUTHORIZATION, CONTENT_LENGTH},
     request::Parts,
 };
@@ -124,7 +124,7 @@ where
     let claim = scheme.claim(head);
     let is_over = claim.is_err() && !report.is_on();
     if !is_over && let Err(error) = limits.admit(head, &body) {
-        return Decision::Now(Err(Refused::from(error).note(context(&mut head.extensions))));
+        return Decision::Now(Err(Refused::from(error).note(Context::within(&mut head.extensions))));
     }
     let mut read = VerifiedBody::default();
     // Nobody is woken by this: if something is missing, the future asks again.
@@ -135,9 +135,11 @@ where
     let (claim, wait) = match whole {
         Poll::Pending => (Some(claim), None),
         // What was not read to its end cannot be handed on, whatever happens to other refusals.
-        Poll::Ready(Err(error)) => return Decision::Now(Err(Refused::from(error).note(context(&mut head.extensions)))),
+        Poll::Ready(Err(error)) => {
+            return Decision::Now(Err(Refused::from(error).note(Context::within(&mut head.extensions))));
+        }
         Poll::Ready(Ok(())) => {
-            let context = context(&mut head.extensions);
+            let context = Context::within(&mut head.extensions);
             match judge(scheme, claim, context, &mut read) {
                 Ok(Some(wait)) => (None, Some(wait)),
                 judged => return Decision::Now(report.settle(context, judged.map(|_| ())).map(|()| (read, ()))),
@@ -207,7 +209,7 @@ where
                     Err(limits.too_slow())
                 }
             };
-            let context = context(request.extensions_mut());
+            let context = Context::within(request.extensions_mut());
             if let Err(error) = read {
                 return Poll::Ready(Err(Refused::from(error).note(context)));
             }
@@ -217,7 +219,7 @@ where
                 judged => break judged.map(|_| ()),
             }
         };
-        report.settle(context(request.extensions_mut()), verdict)?;
+        report.settle(Context::within(request.extensions_mut()), verdict)?;
         let request = this.request.take().expect("just seen");
         Poll::Ready(Ok((request.map(|_| mem::take(this.read)), ())))
     }
@@ -230,15 +232,6 @@ impl<B, S: Scheme> fmt::Debug for Verify<B, S> {
             .field("read", &self.read)
             .finish_non_exhaustive()
     }
-}
-
-/// Borrowed, where [`Context::of`] makes a clone: next to the hash of a short message that is dear. It is nearly always there, and to
-/// look twice takes less than to make room for it.
-pub(crate) fn context(extensions: &mut Extensions) -> &Context {
-    if extensions.get::<Context>().is_none() {
-        extensions.insert(Context::new());
-    }
-    extensions.get().expect("it was inserted a moment ago")
 }
 
 /// The only value of a header, if it is there.

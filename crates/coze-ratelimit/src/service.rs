@@ -48,10 +48,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        if parts.extensions.get::<Context>().is_none() {
-            parts.extensions.insert(Context::new());
-        }
-        // It stays where it is: a copy costs two exchanges.
+        Context::within(&mut parts.extensions);
         let context = parts.extensions.get::<Context>().expect("it was inserted a moment ago");
         match self.policy.decide(&parts, context, Instant::now().into_std()) {
             Decision::Now(Ok(permit)) => {

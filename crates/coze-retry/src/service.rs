@@ -64,7 +64,7 @@ where
         let destination = breaker.map_or(0, |breaker| breaker.destination(destination(request.uri(), headers)));
         let context = match replay {
             // The attempts share what is noted about the request.
-            Some(_) => Some(&*request.extensions_mut().get_or_insert_default::<Context>()),
+            Some(_) => Some(Context::within(request.extensions_mut())),
             None => request.extensions().get(),
         };
         let now = now();
