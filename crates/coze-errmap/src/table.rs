@@ -14,7 +14,8 @@ pub struct Mapping {
     pub status: StatusCode,
     /// The gRPC status code, 1 to 16.
     pub grpc: i32,
-    /// The platform's code: its own where it gave one, else the code that says the same best.
+    /// The platform's code: its own where it gave one above 0, else the code that says the same best. Always above 0, as the
+    /// platform's SDKs take anything else for success.
     pub code: i64,
     /// How loud the log is: error where someone must act.
     pub level: Level,
@@ -43,7 +44,8 @@ impl Mapping {
     #[must_use]
     pub fn of(error: &Error) -> Self {
         let row = KINDS.iter().find(|row| row.kind == error.kind()).unwrap_or(&INTERNAL);
-        Self { code: error.platform().map_or(row.code, |platform| platform.code), ..*row }
+        let given = error.platform().map(|platform| platform.code).filter(|code| *code > 0);
+        Self { code: given.unwrap_or(row.code), ..*row }
     }
 }
 
@@ -64,7 +66,8 @@ const KINDS: &[Mapping] = &[
     kind(Kind::Quota,            429,  8, 4008, Level::WARN,  Wait::NextDay,    ["the quota is used up", "额度已用完"]),
     kind(Kind::Overloaded,       429,  8, 4009, Level::WARN,  Wait::Seconds(3), BUSY),
     kind(Kind::Precondition,     400,  9, 4015, Level::WARN,  Wait::Unknown,    ["something must be set up first", "尚未完成相应配置"]),
-    kind(Kind::Upstream,         502, 14, 4013, Level::WARN,  Wait::Unknown,    ["a service this one needs failed", "依赖的服务出错"]),
+    // Not 4013, which the platform's SDK for JavaScript takes for a rate limit whatever the status (coze-platform.md §3).
+    kind(Kind::Upstream,         502, 14,  502, Level::WARN,  Wait::Unknown,    ["a service this one needs failed", "依赖的服务出错"]),
     kind(Kind::Unavailable,      503, 14, 5000, Level::WARN,  Wait::Unknown,    ["the service is not available now", "服务暂不可用,请稍后重试"]),
     kind(Kind::Timeout,          504,  4, 6023, Level::WARN,  Wait::Unknown,    ["there was no answer in time", "请求超时"]),
     kind(Kind::Cancelled,        499,  1, 5000, Level::DEBUG, Wait::Unknown,    ["the request was cancelled", "请求已取消"]),

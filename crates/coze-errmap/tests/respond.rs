@@ -72,7 +72,7 @@ const EVERY_KIND: [Row; 17] = [
     (Kind::Quota, 429, "Too Many Requests", 8, 4008, "the quota is used up", "额度已用完", "64000"),
     (Kind::Overloaded, 429, "Too Many Requests", 8, 4009, BUSY, BUSY_ZH, "3"),
     (Kind::Precondition, 400, "Bad Request", 9, 4015, "something must be set up first", "尚未完成相应配置", ""),
-    (Kind::Upstream, 502, "Bad Gateway", 14, 4013, "a service this one needs failed", "依赖的服务出错", ""),
+    (Kind::Upstream, 502, "Bad Gateway", 14, 502, "a service this one needs failed", "依赖的服务出错", ""),
     (Kind::Unavailable, 503, "Service Unavailable", 14, 5000, "the service is not available now", "服务暂不可用,请稍后重试", ""),
     (Kind::Timeout, 504, "Gateway Timeout", 4, 6023, "there was no answer in time", "请求超时", ""),
     (Kind::Cancelled, 499, "the request was cancelled", 1, 5000, "the request was cancelled", "请求已取消", ""),
@@ -139,6 +139,14 @@ async fn the_platforms_own_words_reach_the_caller() {
             "LnJwYy5SZXRyeUluZm8SBAoCCAI"
         )
     );
+}
+
+#[tokio::test]
+async fn a_code_that_sdks_take_for_success_is_not_handed_on() {
+    for code in [-1, i64::MIN] {
+        let (status, _, body) = refused(&[], from_platform(code, "no", None)).await;
+        assert_eq!((status, body.as_str()), (502, r#"{"code":502,"msg":"no"}"#), "{code}");
+    }
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ impl Policy for Registry {
         let tenant = match (owner, named) {
             (Some(owner), Some(named)) if owner != named => {
                 return Err(Error::new(Kind::PermissionDenied, "tenant_mismatch")
-                    .with_message(format!("the tenant in the header {} is not the bot's", self.header)));
+                    .with_message(format!("the tenant in the header {} is not the caller's", self.header)));
             }
             (Some(tenant), _) | (None, Some(tenant)) => tenant.clone(),
             (None, None) => {

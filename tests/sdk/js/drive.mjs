@@ -1,7 +1,8 @@
 // Drives a platform through @coze/api and prints what came of each call as one JSON object: {"calls":[{"name","ok","got"}]}.
 //
 // Usage: COZE_SDK=folder drive.mjs URL SETTINGS. First every call of coze-platform.md 7.2, then every bad answer of
-// ../bad_answers.json. `got` says in the same words as drive.py what the SDK returned, or what it threw.
+// ../bad_answers.json. `got` says in the same words as drive.py what the SDK returned, or what it threw. Last come the calls of
+// ../gateway.json, through gateways.
 
 import { createReadStream, readFileSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -16,13 +17,14 @@ const redirectUrl = 'http://localhost/back';
 const coze = new oauth.CozeAPI({ baseURL, token: settings.token });
 const calls = [];
 
-/** Makes one call and notes what came of it. */
-async function record(name, call) {
+/** Makes one call and notes what came of it, with the words of a failure or without them. */
+async function record(name, call, words = false) {
   try {
     calls.push({ name, ok: true, got: await call() });
   } catch (error) {
-    const { status, code, logid } = error;
-    calls.push({ name, ok: false, got: { type: error.constructor.name, status, code, logid: Boolean(logid) } });
+    const { status, code, logid, msg } = error;
+    const said = words ? { msg } : {};
+    calls.push({ name, ok: false, got: { type: error.constructor.name, status, code, logid: Boolean(logid), ...said } });
   }
 }
 
@@ -34,7 +36,7 @@ const ask = (text = 'hello') => ({
 });
 
 /** A chat that has its answer. */
-const finished = async text => (await coze.chat.createAndPoll(ask(text))).chat;
+const finished = async (text, client = coze) => (await client.chat.createAndPoll(ask(text))).chat;
 
 const shown = chat => ({ status: chat.status, has_ids: Boolean(chat.id && chat.conversation_id) });
 
@@ -63,9 +65,9 @@ async function workflowEvents(stream) {
 
 const token = answer => ({ has_token: Boolean(answer.access_token), absolute: answer.expires_in > 1_000_000_000 });
 
-const create = async () => shown(await coze.chat.create(ask()));
+const create = async (client = coze) => shown(await client.chat.create(ask()));
 const stream = (client = coze) => events(client.chat.stream(ask()));
-const messages = async chat => kinds(await coze.chat.messages.list(chat.conversation_id, chat.id));
+const messages = async (chat, client = coze) => kinds(await client.chat.messages.list(chat.conversation_id, chat.id));
 
 async function retrieve() {
   const chat = await coze.chat.create(ask());
@@ -108,8 +110,8 @@ async function conversationMessages() {
   return { found: found.data.some(one => one.id === added.id), has_more: found.has_more };
 }
 
-async function upload() {
-  const made = await coze.files.upload({ file: createReadStream(BAD_ANSWERS) });
+async function upload(client = coze) {
+  const made = await client.files.upload({ file: createReadStream(BAD_ANSWERS) });
   return { file_name: made.file_name, whole: made.bytes === statSync(BAD_ANSWERS).size };
 }
 
@@ -122,6 +124,8 @@ const workflowStream = (client = coze) =>
   workflowEvents(client.workflows.runs.stream({ workflow_id, parameters: { input: 'hi' } }));
 
 const workspaces = async () => ({ some: (await coze.workspaces.list({ page_num: 1, page_size: 20 })).workspaces.length > 0 });
+
+const me = async (client = coze) => ({ has_id: Boolean((await client.users.me()).user_id) });
 
 async function jwt() {
   const { client_id: appId, key_id: keyid, key: privateKey } = settings.jwt;
@@ -152,9 +156,9 @@ async function pkce() {
 }
 
 /** Asks the simulator itself for something. */
-async function control(path, body) {
+async function control(path, body, method = 'POST') {
   const headers = { 'content-type': 'application/json' };
-  const answer = await fetch(baseURL + path, { method: 'POST', headers, body: JSON.stringify(body) });
+  const answer = await fetch(baseURL + path, { method, headers, body: JSON.stringify(body) });
   if (!answer.ok) throw new Error(`${path} was refused: ${await answer.text()}`);
 }
 
@@ -186,7 +190,7 @@ const NORMAL = {
   'workflows.runs.create': workflow,
   'workflows.runs.stream': workflowStream,
   'workspaces.list': workspaces,
-  'users.me': async () => ({ has_id: Boolean((await coze.users.me()).user_id) }),
+  'users.me': () => me(),
   'oauth.jwt': jwt,
   'oauth.web': web,
   'oauth.pkce': pkce,
@@ -215,6 +219,41 @@ for (const [number, row] of JSON.parse(readFileSync(BAD_ANSWERS)).entries()) {
     client = new oauth.CozeAPI({ baseURL: `${settings.canned}/${number}`, token: 'pat_x' });
   }
   await record(row.name, () => ONE_REQUEST[row.call](client));
+}
+
+// Through a gateway, which has keys of its own: whose the call is, which gateway it goes to, and what else it says, are in the row.
+const through = ({ key = 'acme', gateway = 'gateway', header } = {}) => {
+  const headers = header && Object.fromEntries([header]);
+  return new oauth.CozeAPI({ baseURL: settings.gateways[gateway], token: settings.keys[key], headers });
+};
+
+const issued = async () => (await (await fetch(`${baseURL}/_sim/counts`)).json()).tokens_issued;
+
+/** Sixteen calls at the same time. */
+const atOnce = async client => {
+  const before = await issued();
+  const answers = await Promise.all(Array.from({ length: 16 }, () => me(client)));
+  return { calls: answers.filter(answer => answer.has_id).length, tokens: (await issued()) - before };
+};
+
+const mine = through();
+const opened = await mine.conversations.create({ bot_id });
+const talked = await finished('hello', mine);
+const CALLS = {
+  'chat.create': create,
+  'chat.stream': stream,
+  'chat.messages.list': client => messages(talked, client),
+  'conversations.retrieve': async client => ({ same: (await client.conversations.retrieve(opened.id)).id === opened.id }),
+  'files.upload': upload,
+  'workflows.runs.stream': workflowStream,
+  'users.me': me,
+  'users.me, 16 at once': atOnce,
+};
+for (const row of JSON.parse(readFileSync(new URL('../gateway.json', import.meta.url)))) {
+  for (const fault of row.faults ?? []) await control('/_sim/faults', fault);
+  await record(row.name, () => CALLS[row.call](through(row.as)), true);
+  // What it did not need would be the next one's.
+  await control('/_sim/faults', undefined, 'DELETE');
 }
 
 console.log(JSON.stringify({ calls }));

@@ -1,33 +1,49 @@
 """Drives a platform through cozepy and prints what came of each call as one JSON object: {"calls":[{"name","ok","got"}]}.
 
 Usage: drive.py URL SETTINGS. First every call of coze-platform.md 7.2, then every bad answer of ../bad_answers.json. `got` says
-in the same words as drive.mjs what the SDK returned, or what it raised.
+in the same words as drive.mjs what the SDK returned, or what it raised. Last come the calls of ../gateway.json, through gateways.
 """
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
-from cozepy import Coze, DeviceOAuthApp, JWTOAuthApp, Message, PKCEOAuthApp, TokenAuth, ToolOutput, WebOAuthApp
+from cozepy import (
+    Coze,
+    DeviceOAuthApp,
+    JWTOAuthApp,
+    Message,
+    PKCEOAuthApp,
+    SyncHTTPClient,
+    TokenAuth,
+    ToolOutput,
+    WebOAuthApp,
+)
 
 URL, SETTINGS = sys.argv[1], json.loads(sys.argv[2])
 BOT, WORKFLOW, CLIENT, SECRET = (SETTINGS[name] for name in ("bot", "workflow", "client_id", "client_secret"))
 BAD_ANSWERS = Path(__file__).parent.parent / "bad_answers.json"
 REDIRECT = "http://localhost/back"
 coze = Coze(auth=TokenAuth(SETTINGS["token"]), base_url=URL)
+# The simulator's own endpoints. One client, because making one takes longer than what it is asked for.
+control = httpx.Client(base_url=f"{URL}/_sim")
 calls = []
 
 
-def record(name, call):
-    """Makes one call and notes what came of it."""
+def record(name, call, words=False):
+    """Makes one call and notes what came of it, with the words of a failure or without them."""
     try:
         calls.append({"name": name, "ok": True, "got": call()})
     except Exception as error:  # The SDK raises whatever it likes: that is what we are here to see.
         got = {"type": type(error).__name__}
         if hasattr(error, "code"):
             got.update(code=error.code, logid=bool(error.logid))
+        if words:
+            got.update(msg=getattr(error, "msg", str(error)))
         calls.append({"name": name, "ok": False, "got": got})
 
 
@@ -35,9 +51,9 @@ def ask(text="hello"):
     return {"bot_id": BOT, "user_id": "user_1", "additional_messages": [Message.build_user_question_text(text)]}
 
 
-def finished():
-    """A chat that has its answer."""
-    return coze.chat.create_and_poll(**ask()).chat
+def finished(client=coze, text="hello"):
+    """A chat that has its answer, or waits for the output of a tool. Polling would take a second."""
+    return [event.chat for event in client.chat.stream(**ask(text)) if event.chat][-1]
 
 
 def shown(chat):
@@ -71,8 +87,8 @@ def token(answer):
     return {"has_token": bool(answer.access_token), "absolute": answer.expires_in > 1_000_000_000}
 
 
-def create():
-    return shown(coze.chat.create(**ask()))
+def create(client=coze):
+    return shown(client.chat.create(**ask()))
 
 
 def stream(client=coze):
@@ -89,9 +105,9 @@ def cancel():
     return shown(coze.chat.cancel(conversation_id=chat.conversation_id, chat_id=chat.id))
 
 
-def messages(chat=None):
-    chat = chat or finished()
-    return kinds(coze.chat.messages.list(conversation_id=chat.conversation_id, chat_id=chat.id))
+def messages(chat=None, client=coze):
+    chat = chat or finished(client)
+    return kinds(client.chat.messages.list(conversation_id=chat.conversation_id, chat_id=chat.id))
 
 
 def create_and_poll():
@@ -99,13 +115,8 @@ def create_and_poll():
     return {**shown(done.chat), "messages": kinds(done.messages), "tokens": done.chat.usage.token_count > 0}
 
 
-def asks_for_a_tool():
-    """A chat that waits for the output of a tool."""
-    return coze.chat.create_and_poll(**ask('tool:{"city":"Beijing"}')).chat
-
-
 def submit(stream):
-    chat = asks_for_a_tool()
+    chat = finished(text='tool:{"city":"Beijing"}')
     needed = chat.required_action.submit_tool_outputs.tool_calls
     outputs = [ToolOutput(tool_call_id=call.id, output="42") for call in needed]
     ids = {"conversation_id": chat.conversation_id, "chat_id": chat.id}
@@ -129,8 +140,8 @@ def conversation_messages():
     return {"found": added.id in [one.id for one in found], "has_more": found.has_more}
 
 
-def upload():
-    made = coze.files.upload(file=BAD_ANSWERS)
+def upload(client=coze):
+    made = client.files.upload(file=BAD_ANSWERS)
     return {"file_name": made.file_name, "whole": made.bytes == BAD_ANSWERS.stat().st_size}
 
 
@@ -147,8 +158,8 @@ def workspaces():
     return {"some": len([one.name for one in coze.workspaces.list()]) > 0}
 
 
-def me():
-    return {"has_id": bool(coze.users.me().user_id)}
+def me(client=coze):
+    return {"has_id": bool(client.users.me().user_id)}
 
 
 def jwt():
@@ -180,7 +191,7 @@ def device(approved=True):
     app = DeviceOAuthApp(CLIENT, base_url=URL)
     code = app.get_device_code()
     if approved:
-        httpx.post(f"{URL}/_sim/device/approve", json={"user_code": code.user_code}).raise_for_status()
+        control.post("/device/approve", json={"user_code": code.user_code}).raise_for_status()
     return {**token(app.get_access_token(code.device_code)), "has_url": bool(code.verification_url)}
 
 
@@ -228,9 +239,54 @@ ONE_REQUEST = {
 for number, row in enumerate(json.loads(BAD_ANSWERS.read_text())):
     client = coze
     if "fault" in row:
-        httpx.post(f"{URL}/_sim/faults", json=row["fault"]).raise_for_status()
+        control.post("/faults", json=row["fault"]).raise_for_status()
     else:
         client = Coze(auth=TokenAuth("pat_x"), base_url=f"{SETTINGS['canned']}/{number}")
     record(row["name"], lambda: ONE_REQUEST[row["call"]](client))
+
+# Through a gateway, which has keys of its own: whose the call is, which gateway it goes to, and what else it says, are in the row.
+GATEWAYS = SETTINGS["gateways"]
+
+
+@cache
+def through(key="acme", gateway="gateway", header=None):
+    # The SDK sends nothing of the client's own headers, so a hook adds it.
+    hooks = {"request": [lambda request: request.headers.update([header])] if header else []}
+    client = SyncHTTPClient(event_hooks=hooks)
+    return Coze(auth=TokenAuth(SETTINGS["keys"][key]), base_url=GATEWAYS[gateway], http_client=client)
+
+
+def issued():
+    return control.get("/counts").json()["tokens_issued"]
+
+
+def at_once(client):
+    """Sixteen calls at the same time."""
+    before = issued()
+    with ThreadPoolExecutor(16) as threads:
+        calls = sum(threads.map(lambda _: me(client)["has_id"], range(16)))
+    return {"calls": calls, "tokens": issued() - before}
+
+
+mine = through()
+opened = mine.conversations.create(bot_id=BOT)
+talked = finished(mine)
+CALLS = {
+    "chat.create": create,
+    "chat.stream": stream,
+    "chat.messages.list": lambda client: messages(talked, client),
+    "conversations.retrieve": lambda client: {"same": client.conversations.retrieve(conversation_id=opened.id).id == opened.id},
+    "files.upload": upload,
+    "workflows.runs.stream": workflow_stream,
+    "users.me": me,
+    "users.me, 16 at once": at_once,
+}
+for row in json.loads((BAD_ANSWERS.parent / "gateway.json").read_text()):
+    for fault in row.get("faults", []):
+        control.post("/faults", json=fault).raise_for_status()
+    whose = {name: tuple(value) if name == "header" else value for name, value in row.get("as", {}).items()}
+    record(row["name"], lambda: CALLS[row["call"]](through(**whose)), words=True)
+    # What it did not need would be the next one's.
+    control.delete("/faults").raise_for_status()
 
 print(json.dumps({"calls": calls}))

@@ -133,10 +133,10 @@ const TROUBLE: &[Step] = &[
         ["200 \"Acme: hi\"", "token, acme: chat 4100→ok"],
         |world| Box::pin(trouble::expired_token(world))),
     step(["cut stream", "to acme"],
-        ["502, code 4013", "acme: chat cut, cancel 4104"],
+        ["502, code 502", "acme: chat cut, cancel 4104"],
         |world| Box::pin(trouble::cut_stream(world))),
     step(["cut event stream", "to acme, streamed"],
-        ["200, a piece, error 4013", "acme: chat cut, cancel 4104"],
+        ["200, a piece, error 502", "acme: chat cut, cancel 4104"],
         |world| Box::pin(trouble::cut_stream_passed_on(world))),
 ];
 

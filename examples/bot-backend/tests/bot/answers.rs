@@ -143,7 +143,7 @@ async fn a_caller_who_has_read_a_piece_is_told_of_a_cut_in_the_stream() {
     assert_eq!(answer.status, 200, "it was sent already");
     let events = events(answer.text());
     let (name, error) = events.last().expect("events");
-    assert_eq!((name.as_str(), error["code"].as_i64()), ("error", Some(4013)));
+    assert_eq!((name.as_str(), error["code"].as_i64()), ("error", Some(502)));
     assert_eq!(error["msg"], "the platform's stream ended before the answer was complete");
     assert_eq!(error["detail"]["logid"], answer.headers["x-request-id"].to_str().expect("text"));
 }

@@ -1,5 +1,8 @@
 //! The platform's published SDKs against the simulated platform: they parse every answer (coze-platform.md §7.2), and fail on
-//! bad ones as they do on the platform's (§7.3, which is the table `sdk/bad_answers.json`).
+//! bad ones as they do on the platform's (§7.3, which is the table `sdk/bad_answers.json`). Then through a gateway made of the
+//! layers (§7.4, which is the table `sdk/gateway.json`).
+
+mod gateway;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -8,11 +11,12 @@ use axum::{
     http::{Uri, header::CONTENT_TYPE},
 };
 use coze_sim::{App, BOT, CLIENT_ID, CLIENT_SECRET, Config, Limits, OAuth, Sim, TOKEN, WORKFLOW};
-use coze_tests::{Sdk, run_sdk};
+use coze_tests::{Sdk, free_port, run_sdk};
+use gateway::{Account, assert_no_token_crosses, gateway, keys};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-const BAD_ANSWERS: &str = include_str!("../sdk/bad_answers.json");
+const BAD_ANSWERS: &str = include_str!("../../sdk/bad_answers.json");
 
 /// What came of the calls, by name: `true` and what the SDK returned, or `false` and what it raised.
 type Report = BTreeMap<String, (bool, Value)>;
@@ -75,13 +79,24 @@ async fn drive(sdk: Sdk) -> Report {
         oauth: OAuth { device_interval: Duration::ZERO, ..OAuth::default() },
         ..Config::default()
     };
+    let account = Account { client_id: app.client_id.clone(), key_id: app.keys[0].0.clone(), private_key: key };
     config.apps.push(app);
     let sim = Sim::start(config).await.expect("a free port");
+    let stranger = Account { key_id: "another".into(), ..account.clone() };
+    let down = format!("http://127.0.0.1:{}", free_port());
+    let long = Duration::from_secs(60);
+    let gateways = json!({
+        "gateway": gateway(sim.url(), &account, long).await,
+        "slow": gateway(sim.url(), &account, Duration::from_millis(200)).await,
+        "down": gateway(&down, &account, long).await,
+        "stranger": gateway(sim.url(), &stranger, long).await,
+    });
     let settings = json!({
         "bot": BOT, "token": TOKEN, "workflow": WORKFLOW, "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET,
-        "jwt": jwt, "canned": canned().await,
+        "jwt": jwt, "canned": canned().await, "gateways": gateways, "keys": keys(),
     });
     let calls = run_sdk(sdk, "drive", sim.url(), &settings).await;
+    assert_no_token_crosses(&sim);
     calls.into_iter().map(|call| (call.name, (call.ok, call.got))).collect()
 }
 
@@ -113,7 +128,7 @@ async fn assert_drives(sdk: Sdk, name: &str, of_its_own: Vec<(&str, (bool, Value
     let right = right_answers().into_iter().map(|(name, got)| (name, (true, got)));
     let mut wrong: Vec<String> =
         right.chain(of_its_own).filter_map(|(name, expected)| compare(&mut report, name, expected)).collect();
-    for row in bad_answers() {
+    for row in bad_answers().into_iter().chain(gateway::rows()) {
         // An SDK that raises says what; an answer that it mistakes for a right one has no type.
         let expected = row[name].clone();
         let expected = (expected.get("type").is_none(), expected);
