@@ -17,13 +17,13 @@ use crate::{Admitted, Decision, Policy, Token, TokenSource, TokenSources, take_r
 const REFRESH: HeaderName = HeaderName::from_static("x-refresh-token");
 
 /// The codes with which the platform refuses a token, or that a token of the other region gets (coze-platform.md §1.1).
-const OF_THE_TOKEN: [i64; 3] = [4100, 4101, 700_012_006];
+pub(crate) const OF_THE_TOKEN: [i64; 3] = [4100, 4101, 700_012_006];
 
 /// The outbound policy: puts the source's token on the request, and tells the source when the platform refused it.
 ///
 /// What the request carried in `authorization` is replaced. A token that the platform refused, by an error of
-/// [`Kind::Unauthenticated`] or a bare 401, or that it wants renewed (`X-Refresh-Token`) is forgotten, unless the source has
-/// a newer one already. If another one can be had the error says [`Retry::Safe`](coze_core::Retry::Safe): a retry layer outside
+/// [`Kind::Unauthenticated`] or a bare 401, is forgotten, and one that it wants renewed (`X-Refresh-Token`) is renewed, unless the
+/// source has a newer one already. If another one can be had the error says [`Retry::Safe`](coze_core::Retry::Safe): a retry layer outside
 /// sends again, with the new token. A bare 401 is handed on as it came; without `coze-errmap` inside nothing tells the retry
 /// layer.
 ///
@@ -92,8 +92,10 @@ where
         let Sent { source, generation, host } = sent;
         let error = match outcome {
             Ok(response) => {
-                if response.status() == StatusCode::UNAUTHORIZED || response.headers().contains_key(REFRESH) {
+                if response.status() == StatusCode::UNAUTHORIZED {
                     source.reject(generation);
+                } else if response.headers().contains_key(REFRESH) {
+                    source.renew(generation);
                 }
                 return;
             }
@@ -105,14 +107,12 @@ where
             _ => None,
         };
         let is_of_the_token = found.platform().is_some_and(|platform| OF_THE_TOKEN.contains(&platform.code));
-        let hint = host
-            .filter(|_| is_of_the_token)
-            .map(|host| format!("{}; {host} refuses a token of another region like this too", found.message()));
+        let hint = host.filter(|_| is_of_the_token);
         if retry.is_some() || hint.is_some() {
             // Nobody sees what stands in for it meanwhile.
             *error = changed(mem::replace(error, Box::new(fmt::Error)), |error| {
                 let error = retry.into_iter().fold(error, Error::with_retry);
-                hint.into_iter().fold(error, Error::with_message)
+                hint.into_iter().fold(error, |error, host| of_the_region(error, &host))
             });
         }
     }
@@ -122,6 +122,12 @@ fn attach<T>(token: Token, headers: &mut HeaderMap, source: T, host: Option<Arc<
     let generation = token.generation();
     headers.insert(AUTHORIZATION, token.into_header());
     Sent { source, generation, host }
+}
+
+/// The same error, which may have another cause than it says.
+pub(crate) fn of_the_region(error: Error, host: &str) -> Error {
+    let message = format!("{}; {host} refuses a token of another region like this too", error.message());
+    error.with_message(message)
 }
 
 /// The same error, except for what `change` says.

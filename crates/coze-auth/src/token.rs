@@ -100,6 +100,12 @@ pub trait TokenSource {
     /// `None` if there will be no other token, so that the refusal is final; else whether the request may be sent again,
     /// which will take another token: [`Retry::Safe`], as a refused request did not run.
     fn reject(&self, generation: u64) -> Option<Retry>;
+
+    /// The platform wants the token of this generation renewed, which it still accepts: the source gets another one, and may go
+    /// on with this one where that fails. Unless it says otherwise it forgets the token, as with [`TokenSource::reject`].
+    fn renew(&self, generation: u64) {
+        self.reject(generation);
+    }
 }
 
 /// Which source a request's token comes from. Every source is one for all requests; [`PerTenant`](crate::PerTenant) is not.

@@ -22,6 +22,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
             "hex",
             "hmac",
             "http-body-util",
+            "httpdate",
             "redis",
             "serde",
             "serde_json",

@@ -1,9 +1,18 @@
-use coze_core::{Error, Kind, Retry};
-use http::StatusCode;
+use std::{
+    borrow::Cow,
+    time::{Duration, SystemTime},
+};
+
+use coze_core::{Error, Kind, Platform, Retry};
+use http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value};
+
+use crate::bearer::OF_THE_TOKEN;
 
 /// Characters of the platform's words that an error keeps.
 const MAX_WORDS: usize = 256;
+/// The longest wait that the endpoint may ask for.
+const MAX_WAIT: Duration = Duration::from_secs(86_400);
 
 /// The names of the platform's refusals (coze-platform.md §1.5, §1.8) and of RFC 6749 §5.2, what each is, and what it says
 /// about another try. They are the reasons of our errors.
@@ -24,6 +33,10 @@ const REFUSALS: [(&str, Kind, Retry); 13] = [
     ("temporarily_unavailable", Kind::Unavailable, Retry::Safe),
 ];
 
+/// Too many requests, of which none is carried out, and a failure of the platform's own (coze-platform.md §3).
+const BUSY: [i64; 4] = [4008, 4009, 4020, 702_112_103];
+const FAILED: i64 = 5000;
+
 /// What the endpoint granted: an object without an error in it.
 ///
 /// A refusal says in [`Error::retry`] what became of the request: `Never`, it is refused for good; `Safe`, nothing was given
@@ -32,10 +45,15 @@ pub(crate) fn read(status: StatusCode, body: &[u8]) -> Result<Map<String, Value>
     let object: Option<Map<String, Value>> = serde_json::from_slice(body).ok();
     let error = object.as_ref().and_then(|object| {
         // Documents and SDKs spell it differently, and an empty one is none.
-        let text = |names: [&str; 2]| {
-            names.into_iter().filter_map(|name| object.get(name)?.as_str()).find(|text| !text.is_empty())
-        };
-        Some(refused(status, text(["error_code", "error"])?, text(["error_message", "error_description"])))
+        let words = |names: &[&str]| names.iter().filter_map(|name| object.get(*name)).find_map(text);
+        let message = words(&["error_message", "error_description", "msg"]);
+        match words(&["error_code", "error"]) {
+            Some(name) => Some(refused(status, &name, message.as_deref())),
+            // As the other routes of the platform say it.
+            None => {
+                object.get("code").and_then(number).filter(|code| *code != 0).map(|code| coded(status, code, message))
+            }
+        }
     });
     match (object, error) {
         (_, Some(error)) => Err(error),
@@ -49,16 +67,73 @@ pub(crate) fn nonsense(why: &'static str) -> Error {
     Error::new(Kind::Upstream, "token_nonsense").with_message(why)
 }
 
+/// `Retry-After`: whole seconds or a date (RFC 9110 §10.2.3). A date that is over says nothing.
+pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(text).ok()?.duration_since(now).ok()?,
+    };
+    Some(wait.min(MAX_WAIT))
+}
+
+/// A whole number, also where it came as text or with a fraction.
+pub(crate) fn number(value: &Value) -> Option<i64> {
+    // A cast to an integer takes the nearest there is.
+    #[expect(clippy::cast_possible_truncation, reason = "what is beyond an integer is beyond all times")]
+    let whole = |number: f64| number.is_finite().then_some(number as i64);
+    match value {
+        Value::Number(number) => number.as_i64().or_else(|| whole(number.as_f64()?)),
+        Value::String(text) => text.trim().parse().ok().or_else(|| whole(text.trim().parse().ok()?)),
+        _ => None,
+    }
+}
+
+/// Words, also where they came as a number. None where they say that all is well.
+fn text(value: &Value) -> Option<Cow<'_, str>> {
+    let text = match value {
+        Value::String(text) => Cow::from(text.as_str()),
+        Value::Number(number) => number.to_string().into(),
+        // Something is wrong, whatever it is.
+        Value::Object(_) | Value::Array(_) | Value::Bool(true) => "an error in no words".into(),
+        Value::Bool(false) | Value::Null => return None,
+    };
+    (!matches!(&*text, "" | "0")).then_some(text)
+}
+
+/// A refusal by a number of the platform's.
+fn coded(status: StatusCode, code: i64, message: Option<Cow<'_, str>>) -> Error {
+    let (kind, reason, retry) = match code {
+        _ if BUSY.contains(&code) => (Kind::RateLimited, "token_endpoint_busy", Retry::Safe),
+        _ if OF_THE_TOKEN.contains(&code) => (Kind::Unauthenticated, "token_refused", Retry::Never),
+        FAILED => (Kind::Unavailable, "token_endpoint_failed", Retry::IfIdempotent),
+        _ => unknown(status),
+    };
+    let msg: String = message.unwrap_or_default().chars().take(MAX_WORDS).collect();
+    Error::new(kind, reason)
+        .with_message(format!("the token endpoint refused: {code}: {msg}"))
+        .with_retry(retry)
+        .with_platform(Platform { code, msg, logid: None })
+}
+
+/// A refusal for which only its status speaks.
+fn unknown(status: StatusCode) -> (Kind, &'static str, Retry) {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS => (Kind::RateLimited, "token_endpoint_busy", Retry::Safe),
+        _ if status.is_server_error() => (Kind::Unavailable, "token_endpoint_failed", Retry::IfIdempotent),
+        _ => (Kind::Upstream, "token_refused", Retry::Never),
+    }
+}
+
 fn refused(status: StatusCode, name: &str, words: Option<&str>) -> Error {
     let short = |text: &str| text.chars().take(MAX_WORDS).collect::<String>();
     let message = match words {
         Some(words) => format!("the token endpoint refused: {}: {}", short(name), short(words)),
         None => format!("the token endpoint refused: {}", short(name)),
     };
-    let (reason, kind, retry) = match REFUSALS.iter().find(|(known, ..)| *known == name) {
-        Some(known) => *known,
-        None if status.is_server_error() => ("token_endpoint_failed", Kind::Unavailable, Retry::IfIdempotent),
-        None => ("token_refused", Kind::Upstream, Retry::Never),
+    let (kind, reason, retry) = match REFUSALS.iter().find(|(known, ..)| *known == name) {
+        Some((reason, kind, retry)) => (*kind, *reason, *retry),
+        None => unknown(status),
     };
     Error::new(kind, reason).with_message(message).with_retry(retry)
 }
@@ -67,11 +142,7 @@ fn bare(status: StatusCode) -> Error {
     if status.is_success() {
         return nonsense("the answer of the token endpoint is not a JSON object");
     }
-    let (kind, reason, retry) = match status {
-        StatusCode::TOO_MANY_REQUESTS => (Kind::RateLimited, "token_endpoint_busy", Retry::Safe),
-        _ if status.is_server_error() => (Kind::Unavailable, "token_endpoint_failed", Retry::IfIdempotent),
-        _ => (Kind::Upstream, "token_refused", Retry::Never),
-    };
+    let (kind, reason, retry) = unknown(status);
     Error::new(kind, reason).with_message(format!("the token endpoint answered {}", status.as_u16())).with_retry(retry)
 }
 
@@ -127,6 +198,62 @@ mod tests {
         );
         let error = read(StatusCode::OK, body.as_bytes()).expect_err("refused");
         assert!(error.message().contains("bad [redacted]") && error.message().len() < 600, "{error}");
+    }
+
+    #[test]
+    fn a_refusal_in_the_platforms_other_words_is_one_too() {
+        let never = |kind| (kind, "token_refused", Retry::Never);
+        for (code, expected) in [
+            ("4100", never(Kind::Unauthenticated)),
+            ("\"4101\"", never(Kind::Unauthenticated)),
+            ("700012006.0", never(Kind::Unauthenticated)),
+            ("4000", never(Kind::Upstream)),
+            ("-1", never(Kind::Upstream)),
+            ("4020", (Kind::RateLimited, "token_endpoint_busy", Retry::Safe)),
+            ("5000", (Kind::Unavailable, "token_endpoint_failed", Retry::IfIdempotent)),
+        ] {
+            for rest in ["", r#","msg":"no""#, r#","msg":7,"data":null"#] {
+                for status in [200, 400, 401] {
+                    assert_eq!(outcome(status, &format!(r#"{{"code":{code}{rest}}}"#)), expected, "{code}");
+                }
+            }
+        }
+        let error = read(StatusCode::OK, br#"{"code":4100,"msg":"pat_0123456789abcdef is bad"}"#).expect_err("refused");
+        assert_eq!(error.platform().map(|p| (p.code, p.msg.as_str())), Some((4100, "[redacted] is bad")));
+        assert_eq!(outcome(503, r#"{"code":1}"#).1, "token_endpoint_failed");
+    }
+
+    #[test]
+    fn odd_words_of_a_refusal_are_a_refusal_and_those_of_a_grant_are_none() {
+        for error in ["7", "true", "{\"code\":1}", "[\"x\"]"] {
+            for name in ["error", "error_code"] {
+                let body = format!(r#"{{"access_token":"t","{name}":{error},"error_message":{error}}}"#);
+                assert_eq!(outcome(200, &body), (Kind::Upstream, "token_refused", Retry::Never), "{body}");
+            }
+        }
+        for fine in ["null", "0", "\"0\"", "\"\"", "false"] {
+            let body = format!(r#"{{"access_token":"t","error":{fine},"error_code":{fine},"code":{fine},"msg":""}}"#);
+            assert!(read(StatusCode::OK, body.as_bytes()).is_ok(), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_seconds_or_a_date_that_is_to_come() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (text, seconds) in [
+            ("7", Some(7)),
+            ("0", Some(0)),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", Some(30)),
+            ("Sun, 06 Nov 1994 08:49:07 GMT", None),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", Some(86_400)),
+            ("18446744073709551615", Some(86_400)),
+            ("-1", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            let headers = HeaderMap::from_iter([(header::RETRY_AFTER, text.parse().expect("valid"))]);
+            assert_eq!(retry_after(&headers, now), seconds.map(Duration::from_secs), "{text}");
+        }
     }
 
     proptest! {

@@ -52,7 +52,7 @@ impl<S> OAuthApp<S> {
         let base = self.endpoint.base();
         // People are asked on another host than programs, where it is the platform's own.
         let host = match base.authority().map_or("", |authority| authority.as_str()) {
-            "api.coze.cn" => "www.coze.cn",
+            "api.coze.cn" | "static-api.coze.cn" => "www.coze.cn",
             "api.coze.com" => "www.coze.com",
             other => other,
         };
@@ -126,7 +126,7 @@ pub(super) fn token_of(granted: &Map<String, Value>, now: SystemTime) -> Result<
     let Some(token) = token else {
         return Err(answer::nonsense("the answer of the token endpoint holds no access token"));
     };
-    Ok(match granted.get("expires_in").and_then(Value::as_i64) {
+    Ok(match granted.get("expires_in").and_then(answer::number) {
         Some(expires) => token.with_lifetime(lifetime(expires, now)),
         None => token,
     })

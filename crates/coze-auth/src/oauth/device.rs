@@ -51,7 +51,8 @@ impl<S> Device<S> {
     /// The same with the code in it, such as for a QR code.
     #[must_use]
     pub fn verification_url(&self) -> String {
-        format!("{}?user_code={}", self.verification_uri, escape(&self.user_code))
+        let mark = if self.verification_uri.contains('?') { '&' } else { '?' };
+        format!("{}{mark}user_code={}", self.verification_uri, escape(&self.user_code))
     }
 }
 
@@ -71,7 +72,7 @@ where
             text.map(str::to_owned)
                 .ok_or_else(|| answer::nonsense("the answer of the token endpoint holds no device code"))
         };
-        let number = |name: &str, default| answer.get(name).and_then(Value::as_i64).unwrap_or(default);
+        let number = |name: &str, default| answer.get(name).and_then(answer::number).unwrap_or(default);
         let life = lifetime(number("expires_in", LIFETIME), app.endpoint.now()).min(PATIENCE);
         let interval = u64::try_from(number("interval", INTERVAL)).unwrap_or(1).max(1);
         Ok(Self {
@@ -97,9 +98,9 @@ where
         let over = || {
             Error::new(Kind::Unauthenticated, "expired_token").with_message("nobody entered the device's code in time")
         };
-        let mut wait = self.interval;
+        let (mut wait, mut asked) = (self.interval, Duration::ZERO);
         loop {
-            let next = Instant::now() + wait;
+            let next = Instant::now() + wait.max(asked);
             if next >= self.deadline {
                 sleep_until(self.deadline).await;
                 return Err(over());
@@ -108,10 +109,13 @@ where
             let endpoint = &self.app.endpoint;
             match timeout_at(self.deadline, endpoint.ask(TOKEN, None, &body)).await.map_err(|_| over())? {
                 Ok(granted) => return granted_of(&granted, endpoint.now()),
-                Err(error) if error.reason() == "authorization_pending" => {}
+                Err(error) if error.reason() == "authorization_pending" => asked = error.retry_after().unwrap_or_default(),
                 Err(error) if error.retry() == Retry::Never => return Err(error),
                 // Asked to, or because the endpoint has trouble enough. An interval that is longer already stays.
-                Err(_) => wait = wait.max(SLOWEST.min(wait + SLOWER)),
+                Err(error) => {
+                    asked = error.retry_after().unwrap_or_default();
+                    wait = wait.max(SLOWEST.min(wait + SLOWER));
+                }
             }
         }
     }

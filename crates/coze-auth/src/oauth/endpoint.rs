@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use tower_service::Service;
 
 use super::answer;
-use crate::bearer::copy;
+use crate::bearer::{OF_THE_TOKEN, copy, of_the_region};
 
 /// Bytes of an answer that are read.
 const MAX_ANSWER: usize = 64 << 10;
@@ -122,7 +122,13 @@ where
         let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|error| {
             answer::nonsense("the answer of the token endpoint broke off or is too long").with_source(error)
         })?;
-        answer::read(head.status, &body.to_bytes())
+        answer::read(head.status, &body.to_bytes()).map_err(|error| {
+            let error = match error.platform().is_some_and(|platform| OF_THE_TOKEN.contains(&platform.code)) {
+                true => of_the_region(error, self.host()),
+                false => error,
+            };
+            answer::retry_after(&head.headers, self.now()).into_iter().fold(error, Error::with_retry_after)
+        })
     }
 }
 

@@ -89,6 +89,32 @@ async fn what_is_final_ends_the_wait_and_what_passes_does_not() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_the_endpoint_asks_for_is_kept_once() {
+    let pending = r#"{"error":"authorization_pending"}"#;
+    let platform = Scripted::new([
+        ok(CODE),
+        Step::Wait(429, "60", ""),
+        refusal("authorization_pending"),
+        Step::Wait(400, "20", pending),
+        ok(GRANTED),
+    ]);
+    let (granted, took) = run(&platform).await;
+    granted.expect("granted");
+    assert_eq!(took, (5 + 60 + 10 + 20) * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn times_that_are_text_or_have_a_fraction_are_times() {
+    let code = CODE.replace("300", "\"20\"").replace("}", r#","interval":7.0}"#);
+    let platform = Scripted::new([ok(&code), refusal("authorization_pending"), refusal("authorization_pending")]);
+    let (outcome, took) = run(&platform).await;
+    assert_eq!((outcome.expect_err("over").reason(), took), ("expired_token", 20 * SECOND));
+    let code = CODE.replace("/d", "/d?x=1");
+    let device = OAuthApp::new(Scripted::new([ok(&code)]).endpoint(), "c1").device().await.expect("a code");
+    assert_eq!(device.verification_url(), "https://www.coze.cn/d?x=1&user_code=AB%20CD");
+}
+
 #[tokio::test]
 async fn an_answer_without_a_code_is_nonsense() {
     for missing in ["device_code", "user_code", "verification_uri"] {

@@ -20,6 +20,8 @@ use tower::Service;
 /// One answer.
 pub(crate) enum Step {
     Answer(u16, String),
+    /// One that says how long to wait.
+    Wait(u16, &'static str, &'static str),
     Fail(BoxError),
     /// Nothing, for ever.
     Silence,
@@ -96,6 +98,10 @@ impl Service<Request<Full<Bytes>>> for Scripted {
             }
             match step {
                 Step::Answer(status, body) => Ok(Response::builder().status(status).body(Full::from(body))?),
+                Step::Wait(status, wait, body) => {
+                    let answer = Response::builder().status(status).header("retry-after", wait);
+                    Ok(answer.body(Full::from(body))?)
+                }
                 Step::Fail(error) => Err(error),
                 _ => std::future::pending().await,
             }

@@ -5,7 +5,7 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use coze_auth::{Endpoint, Refresher, ServiceAccount};
-use coze_core::Kind;
+use coze_core::{Error, Kind, Retry};
 use coze_sim::App;
 use serde_json::{Value, json};
 
@@ -82,6 +82,53 @@ async fn no_assertion_is_sent_twice_whatever_became_of_the_first() {
     let sent: HashSet<_> =
         platform.sent().into_iter().map(|(_, assertion, _)| parts(assertion).1["jti"].clone()).collect();
     assert_eq!(sent.len(), 20);
+}
+
+#[tokio::test]
+async fn the_end_of_a_token_is_read_in_whatever_way_it_is_written() {
+    let seconds = |seconds: u64| Some(Duration::from_secs(seconds));
+    for (expires, life) in [
+        ("1720098900", seconds(900)),
+        ("1720098900000", seconds(900)),
+        ("900", seconds(900)),
+        ("1720098900.0", seconds(900)),
+        ("1720098900.7", seconds(900)),
+        ("1.7200989e9", seconds(900)),
+        ("\"1720098900\"", seconds(900)),
+        ("\" 900.5 \"", seconds(900)),
+        ("1720098000", seconds(0)),
+        ("-1", seconds(0)),
+        ("\"-5\"", seconds(0)),
+        ("null", None),
+        ("\"soon\"", None),
+        ("\"inf\"", None),
+        ("{}", None),
+    ] {
+        let platform = Scripted::new([ok(&GRANTED.replace("1720098900", expires))]);
+        let token = account(&platform).refresh().await.expect("granted");
+        assert_eq!(token.lifetime(), life, "{expires}");
+    }
+    let platform = Scripted::new([ok(&GRANTED.replace("1720098900", &u64::MAX.to_string()))]);
+    let far = account(&platform).refresh().await.expect("granted").lifetime();
+    assert!(far.is_some_and(|far| far > Duration::from_secs(1 << 40)), "{far:?}");
+}
+
+#[tokio::test]
+async fn a_failure_says_when_to_come_again_and_which_region_it_may_be_about() {
+    let refused = async |step: Step| account(&Scripted::new([step])).refresh().await.expect_err("refused");
+    let told = |error: &Error| (error.reason(), error.retry(), error.retry_after().map(|wait| wait.as_secs()));
+    let date = "Thu, 04 Jul 2024 13:00:45 GMT";
+    for (step, expected) in [
+        (Step::Wait(429, "7", "<html>"), ("token_endpoint_busy", Retry::Safe, Some(7))),
+        (Step::Wait(503, date, ""), ("token_endpoint_failed", Retry::IfIdempotent, Some(45))),
+        (Step::Wait(400, date, r#"{"error":"internal_error"}"#), ("internal_error", Retry::Safe, Some(45))),
+        (Step::Wait(502, "soon", ""), ("token_endpoint_failed", Retry::IfIdempotent, None)),
+    ] {
+        assert_eq!(told(&refused(step).await), expected);
+    }
+    let error = refused(ok(r#"{"code":4100,"msg":"authentication is invalid"}"#)).await;
+    assert_eq!((error.kind(), error.reason(), error.retry()), (Kind::Unauthenticated, "token_refused", Retry::Never));
+    assert!(error.message().contains("api.coze.cn refuses a token of another region"), "{error}");
 }
 
 #[test]
