@@ -109,7 +109,9 @@ where
             let endpoint = &self.app.endpoint;
             match timeout_at(self.deadline, endpoint.ask(TOKEN, None, &body)).await.map_err(|_| over())? {
                 Ok(granted) => return granted_of(&granted, endpoint.now()),
-                Err(error) if error.reason() == "authorization_pending" => asked = error.retry_after().unwrap_or_default(),
+                Err(error) if error.reason() == "authorization_pending" => {
+                    asked = error.retry_after().unwrap_or_default();
+                }
                 Err(error) if error.retry() == Retry::Never => return Err(error),
                 // Asked to, or because the endpoint has trouble enough. An interval that is longer already stays.
                 Err(error) => {

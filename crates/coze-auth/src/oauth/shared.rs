@@ -7,11 +7,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{RefreshToken, TokenStore, random, store::broken};
+use super::{
+    RefreshToken, TokenStore, random,
+    store::{PACE, broken},
+};
 use crate::remote::Remote;
-
-/// How long who waits for a lease waits before it asks again, at most.
-const PACE: Duration = Duration::from_millis(100);
 
 /// Lets go of a lease, if it is still this one.
 const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";

@@ -1,6 +1,6 @@
 use std::{
     fmt,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     future::{Future, ready},
     io::{self, Read, Write},
     path::PathBuf,
@@ -8,13 +8,22 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use coze_core::{Error, Kind};
 use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{Mutex as Lock, OwnedMutexGuard},
+    time::{Instant, sleep},
+};
 
 /// Bytes of a file that are read.
 const MAX_FILE: u64 = 64 << 10;
+/// How long who waits for a lease waits before it asks again, at most.
+pub(super) const PACE: Duration = Duration::from_millis(100);
+/// How long a lease of a file is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A refresh token: good for one use (coze-platform.md §1.3). It never shows itself.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,13 +85,13 @@ impl fmt::Debug for RefreshToken {
 /// takes its place before its access token is used. So after a crash at any moment the store tells whether the token in it may be
 /// spent. The one moment that nothing can help is between the platform's spending it and our storing the next: that answer is lost.
 ///
-/// [`MemoryStore`] and [`FileStore`] serve one process: two that share a file would spend each other's token. `RedisStore`, with
-/// the feature `redis`, serves several.
+/// [`MemoryStore`] serves one process, [`FileStore`] those of one machine, and `RedisStore`, with the feature `redis`, those of
+/// several.
 pub trait TokenStore: Send + Sync + 'static {
     /// The right to use the token, given back when this is dropped.
-    type Lease: Send + Sync;
+    type Lease: Send + Sync + 'static;
 
-    /// Waits until no other process uses the token. Within one process [`Refresh`](crate::Refresh) does that.
+    /// Waits until nobody else uses the token. Who only saves one does not need it.
     ///
     /// # Errors
     /// The store's own, with the reason `token_store`.
@@ -111,7 +120,10 @@ pub trait TokenStore: Send + Sync + 'static {
 
 /// Keeps the token as long as the process lives. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct MemoryStore(Arc<Mutex<Option<RefreshToken>>>);
+pub struct MemoryStore {
+    token: Arc<Mutex<Option<RefreshToken>>>,
+    lease: Arc<Lock<()>>,
+}
 
 impl MemoryStore {
     /// A store without a token.
@@ -122,23 +134,23 @@ impl MemoryStore {
 }
 
 impl TokenStore for MemoryStore {
-    type Lease = ();
+    type Lease = OwnedMutexGuard<()>;
 
-    fn lease(&self) -> impl Future<Output = Result<(), Error>> + Send {
-        ready(Ok(()))
+    async fn lease(&self) -> Result<Self::Lease, Error> {
+        Ok(self.lease.clone().lock_owned().await)
     }
 
     fn load(&self) -> impl Future<Output = Result<Option<RefreshToken>, Error>> + Send {
-        ready(Ok(self.0.lock().expect("nobody panics while holding it").clone()))
+        ready(Ok(self.token.lock().expect("nobody panics while holding it").clone()))
     }
 
     fn save(&self, token: &RefreshToken) -> impl Future<Output = Result<(), Error>> + Send {
-        *self.0.lock().expect("nobody panics while holding it") = Some(token.clone());
+        *self.token.lock().expect("nobody panics while holding it") = Some(token.clone());
         ready(Ok(()))
     }
 
     fn replace(&self, known: &RefreshToken, next: &RefreshToken) -> impl Future<Output = Result<bool, Error>> + Send {
-        let mut stored = self.0.lock().expect("nobody panics while holding it");
+        let mut stored = self.token.lock().expect("nobody panics while holding it");
         let is_known = stored.as_ref() == Some(known);
         if is_known {
             *stored = Some(next.clone());
@@ -149,6 +161,9 @@ impl TokenStore for MemoryStore {
 
 /// Keeps the token in a file that only its owner may read (mode 0600), and replaces it as a whole: a new file is written and
 /// synchronised beside it, then renamed, then the folder synchronised. Clones share it.
+///
+/// Several processes of one machine may share it, such as an old one that ends and the new one that takes its place: one at a time
+/// uses the token, because it holds a lock on a file beside it, which the system lets go of when a process ends.
 #[derive(Clone, Debug)]
 pub struct FileStore(Arc<Place>);
 
@@ -162,7 +177,7 @@ struct Place {
 }
 
 impl FileStore {
-    /// The file at `path`, in a folder that exists; nobody else writes to it, or to the same name with `.new` behind.
+    /// The file at `path`, in a folder that exists; nothing else writes to it, or to the same name with `.new` or `.lock` behind.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self(Arc::new(Place { path: path.into(), asked: AtomicU64::new(0), written: Mutex::new(0) }))
@@ -170,10 +185,23 @@ impl FileStore {
 }
 
 impl TokenStore for FileStore {
-    type Lease = ();
+    /// The file that is locked.
+    type Lease = File;
 
-    fn lease(&self) -> impl Future<Output = Result<(), Error>> + Send {
-        ready(Ok(()))
+    /// # Errors
+    /// `token_store`, [`Kind::Precondition`]: the file beside it cannot be locked, or another process holds it for 2 minutes.
+    async fn lease(&self) -> Result<File, Error> {
+        let start = Instant::now();
+        loop {
+            let place = self.0.clone();
+            if let Some(lease) = blocking(move || place.lock()).await? {
+                return Ok(lease);
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(broken("another process uses the refresh token for longer than it may"));
+            }
+            sleep(PACE.mul_f64(fastrand::f64())).await;
+        }
     }
 
     /// # Errors
@@ -201,6 +229,27 @@ impl TokenStore for FileStore {
 }
 
 impl Place {
+    fn beside(&self, end: &str) -> PathBuf {
+        let mut path = self.path.clone().into_os_string();
+        path.push(end);
+        path.into()
+    }
+
+    /// The lock, unless somebody has it.
+    fn lock(&self) -> Result<Option<File>, Error> {
+        let unlockable = |e| broken("the file of the refresh token cannot be locked").with_source(e);
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(self.beside(".lock")).map_err(unlockable)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(unlockable(error)),
+        }
+    }
+
     fn load(&self) -> Result<Option<RefreshToken>, Error> {
         let _nobody_writes = self.written.lock().expect("nobody panics while holding it");
         self.read()
@@ -229,19 +278,29 @@ impl Place {
         if *written > number {
             return Ok(known.is_none());
         }
+        let unwritable = |e| broken("the file of the refresh token cannot be written").with_source(e);
+        let folder = self.folder().map_err(unwritable)?;
         if known.is_some() && self.read()?.as_ref() != known {
             return Ok(false);
         }
-        let replaced = self.replace(&token.encode());
-        replaced.map_err(|e| broken("the file of the refresh token cannot be written").with_source(e))?;
+        self.replace(&token.encode(), &folder).map_err(unwritable)?;
         *written = number;
         Ok(true)
     }
 
-    fn replace(&self, text: &str) -> io::Result<()> {
-        let mut new = self.path.clone().into_os_string();
-        new.push(".new");
-        let new = PathBuf::from(new);
+    /// The folder. While this is held no other process saves there, where the file system can lock a folder (NFS cannot).
+    fn folder(&self) -> io::Result<Option<File>> {
+        if cfg!(not(unix)) {
+            return Ok(None);
+        }
+        let parent = self.path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let folder = File::open(parent.unwrap_or(".".as_ref()))?;
+        let _ = folder.lock();
+        Ok(Some(folder))
+    }
+
+    fn replace(&self, text: &str, folder: &Option<File>) -> io::Result<()> {
+        let new = self.beside(".new");
         // What a crash left behind. Made anew, so that neither its mode nor a link decides who reads it.
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -256,12 +315,7 @@ impl Place {
         file.sync_all()?;
         drop(file);
         fs::rename(&new, &self.path)?;
-        #[cfg(unix)]
-        if let Some(folder) = self.path.parent() {
-            let folder = if folder.as_os_str().is_empty() { ".".as_ref() } else { folder };
-            File::open(folder)?.sync_all()?;
-        }
-        Ok(())
+        folder.as_ref().map_or(Ok(()), File::sync_all)
     }
 }
 

@@ -3,7 +3,7 @@ use std::{
     time::Duration,
 };
 
-use coze_auth::{Granted, MemoryStore, OAuthApp, Pkce, RefreshToken, Refresher, Token, TokenStore};
+use coze_auth::{FileStore, Granted, MemoryStore, OAuthApp, Pkce, RefreshToken, Refresher, Token, TokenStore};
 use coze_core::{Error, Kind, Retry};
 use serde_json::json;
 
@@ -167,7 +167,7 @@ async fn a_refresh_whose_answer_is_lost_is_tried_once_more_and_then_a_person_is_
         || Step::Silence,
         || Step::Answer(504, "<html>".into()),
         || ok("<html>"),
-        || ok(r#"{"access_token":"czu_a"}"#),
+        || ok("{}"),
     ];
     for first in unknown {
         for second in [first(), refusal("invalid_request"), refusal("invalid_client")] {
@@ -229,13 +229,108 @@ async fn a_refused_or_missing_refresh_token_needs_a_person() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_who_goes_away_leaves_the_mark() {
-    let platform = Scripted::new([Step::Silence, ok(NEXT)]);
+async fn a_caller_who_goes_away_loses_no_token() {
+    for after in [0, 1, 1000, 1999] {
+        let slow = Step::After(Duration::from_secs(2), Box::new(ok(NEXT)));
+        let platform = Scripted::new([slow, ok(&NEXT.replace("r2", "r3"))]);
+        let store = stored("r1").await;
+        let source = app(&platform).refreshing(store.clone());
+        assert!(tokio::time::timeout(Duration::from_millis(after), source.refresh()).await.is_err());
+        assert_eq!(held(&store).await, ("r1".into(), u8::from(after > 0)));
+        assert!(source.refresh().await.is_ok(), "nothing is locked");
+        assert_eq!((sent(&platform), held(&store).await), (vec!["r1".into(), "r2".into()], ("r3".into(), 0)));
+    }
+}
+
+fn sent(platform: &Scripted) -> Vec<serde_json::Value> {
+    platform.sent().into_iter().map(|(.., body)| body["refresh_token"].clone()).collect()
+}
+
+#[tokio::test]
+async fn an_answer_without_a_refresh_token_leaves_the_one_there_is() {
+    for left in ["", r#","refresh_token":null"#, r#","refresh_token":"""#] {
+        let answer = || ok(&format!(r#"{{"access_token":"czu_a","expires_in":900{left}}}"#));
+        let platform = Scripted::new([answer(), answer(), answer(), refusal("invalid_request")]);
+        let store = stored("r1").await;
+        let source = app(&platform).refreshing(store.clone());
+        for _ in 0..3 {
+            assert_eq!(outcome(source.refresh().await), Ok("Bearer czu_a".into()));
+            assert_eq!(held(&store).await, ("r1".into(), 0));
+        }
+        assert_eq!(outcome(source.refresh().await), Err(("reauthorization_required", Retry::Never)));
+    }
+}
+
+#[tokio::test]
+async fn the_next_refresh_token_is_kept_also_where_its_access_token_is_of_no_use() {
+    let bad = ok(&NEXT.replace("czu_a", "czu a"));
+    let platform = Scripted::new([bad, ok(&NEXT.replace("r2", "r3"))]);
+    let journal = Journal { store: stored("r1").await, platform: platform.clone(), ..Journal::default() };
+    *journal.failures.lock().expect("whole") = vec![2];
+    let source = app(&platform).refreshing(journal.clone());
+    assert_eq!(outcome(source.refresh().await), Err(("token_store", Retry::Safe)));
+    assert_eq!(outcome(source.refresh().await), Ok("Bearer czu_a".into()), "saved, and asked again");
+    assert_eq!((sent(&platform), held(&journal.store).await), (vec!["r1".into(), "r2".into()], ("r3".into(), 0)));
+    let platform = Scripted::new([ok(&NEXT.replace("czu_a", ""))]);
     let store = stored("r1").await;
-    let source = app(&platform).refreshing(store.clone());
-    assert!(tokio::time::timeout(Duration::from_secs(1), source.refresh()).await.is_err());
-    assert_eq!(held(&store).await, ("r1".into(), 1));
-    assert!(source.refresh().await.is_ok(), "nothing is locked");
+    let refused = app(&platform).refreshing(store.clone()).refresh().await;
+    assert_eq!(outcome(refused), Err(("token_nonsense", Retry::IfIdempotent)));
+    assert_eq!(held(&store).await, ("r2".into(), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_saved_late_is_as_old_as_it_is() {
+    for (late, life, count) in [(100, 800, 1), (899, 1, 1), (900, 900, 2), (10_000, 900, 2)] {
+        let platform = Scripted::new([ok(NEXT), ok(NEXT)]);
+        let journal = Journal { store: stored("r1").await, platform: platform.clone(), ..Journal::default() };
+        *journal.failures.lock().expect("whole") = vec![2];
+        let source = app(&platform).refreshing(journal.clone());
+        assert_eq!(outcome(source.refresh().await), Err(("token_store", Retry::Safe)));
+        tokio::time::advance(Duration::from_secs(late)).await;
+        let token = source.refresh().await.expect("granted");
+        assert_eq!((token.lifetime(), platform.count()), (Some(Duration::from_secs(life)), count), "{late}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn sources_that_share_a_store_send_each_token_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = || FileStore::new(folder.path().join("token"));
+    let memory = MemoryStore::new();
+    share([file(), file()]).await;
+    share([memory.clone(), memory]).await;
+}
+
+/// As two processes do, or a source that was made anew while the one before is under way.
+async fn share<T: TokenStore>(stores: [T; 2]) {
+    let slow = |n: usize| Step::After(Duration::from_secs(1), Box::new(ok(&NEXT.replace("r2", &format!("r{n}")))));
+    let platform = Scripted::new((1..=8).map(slow));
+    stores[0].save(&RefreshToken::new("r0")).await.expect("saved");
+    let sources = stores.map(|store| Arc::new(app(&platform).refreshing(store)));
+    let mut refreshes = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let source = sources[n % 2].clone();
+        refreshes.spawn(async move { source.refresh().await });
+    }
+    for refreshed in refreshes.join_all().await {
+        refreshed.expect("granted");
+    }
+    assert_eq!(sent(&platform), (0..8).map(|n| format!("r{n}")).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_another_process_holds_is_waited_for_and_not_for_ever() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = || FileStore::new(folder.path().join("token"));
+    store().save(&RefreshToken::new("r1")).await.expect("saved");
+    let platform = Scripted::new([ok(NEXT)]);
+    let lease = store().lease().await.expect("free");
+    let source = app(&platform).refreshing(store());
+    let begun = tokio::time::Instant::now();
+    assert_eq!(outcome(source.refresh().await), Err(("token_store", Retry::Safe)));
+    assert!((120..121).contains(&begun.elapsed().as_secs()) && platform.count() == 0);
+    drop(lease);
+    assert!(source.refresh().await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -243,7 +338,10 @@ async fn what_a_person_granted_while_a_refresh_was_under_way_stays() {
     let platform = Scripted::new([Step::After(Duration::from_secs(1), Box::new(ok(NEXT)))]);
     let store = stored("r1").await;
     let source = app(&platform).refreshing(store.clone());
-    let consent = async { store.save(&RefreshToken::new("new")).await };
+    let consent = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        store.save(&RefreshToken::new("new")).await
+    };
     let (refreshed, saved) = tokio::join!(source.refresh(), consent);
     assert!(refreshed.is_ok() && saved.is_ok());
     assert_eq!(held(&store).await, ("new".into(), 0));
