@@ -28,7 +28,7 @@ use self::{
     cache::{Cache, Entry, Hash, Hashing},
     claims::Claims,
     compact::Compact,
-    keys::unauthenticated,
+    keys::{Missed, unauthenticated},
     revoked::Revoked,
 };
 pub use self::{
@@ -52,11 +52,14 @@ const MAX_ISSUERS: usize = 64;
 
 /// The inbound policy for JSON web tokens (RFC 7519): `Authorization: Bearer` carries a signed one of an issuer we know.
 ///
-/// The claims are believed when the issuer's key verifies the signature. Then `exp`, which has to be there, `nbf`, `iat` and
-/// `aud` are looked at, and `sub` is noted on the context as a principal of the scheme `jwt`, with the scopes of `scope` or
-/// `scp`. A token cannot choose its key or algorithm: the key has one, and a header with `jku`, `jwk`, `x5u`, `x5c` or `crit`
-/// is refused, as are unsigned and encrypted tokens, members given twice, and base64 that is not in its one right form. A `typ`
-/// other than `JWT` or `at+jwt` is that of a token for another purpose (RFC 8725 §3.11), and refused.
+/// The claims are believed when the issuer's key verifies the signature. Then `exp`, `nbf`, `iat` and `aud` are looked at, and
+/// `sub` is noted on the context as a principal of the scheme `jwt`, with the scopes of `scope` or `scp`. `exp` and `sub` have
+/// to be there. A time is one in seconds, a fraction included, from 1970 to 9999: another one is in other units, and refused.
+///
+/// A token cannot choose its key, nor an algorithm that the key is not for: what its header says of keys (`jku`, `jwk`, `x5u`,
+/// `x5c`) is not looked at. One that insists on an extension (`crit`, or a payload by RFC 7797) is refused, as are unsigned and
+/// encrypted tokens, members given twice, and base64 that is not in its one right form. A `typ` other than `JWT` or `at+jwt` is
+/// that of a token for another purpose (RFC 8725 §3.11), and refused.
 ///
 /// A request is decided on at once, unless its token names a key that has to be fetched first. A token that was verified is remembered by its hash
 /// until it expires or its issuer's keys are replaced, so that the next request with it costs no cryptography. Clones share the
@@ -164,7 +167,8 @@ impl Jwt {
         self.report.count()
     }
 
-    /// Refuses this token (`revoked`) from now on until the given time, which is best when it expires or later.
+    /// Refuses this token (`revoked`) from now on until the given time. When it expires is as good as for ever, also where the
+    /// leeway would let it in for a while longer.
     ///
     /// It is what was signed that is refused: of some signatures anybody can make another valid one.
     ///
@@ -172,7 +176,7 @@ impl Jwt {
     /// `revocations_full`, [`Kind::Overloaded`]: there are as many already, and none of them has ended.
     pub fn revoke(&self, token: &str, until: SystemTime) -> Result<(), Error> {
         let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
-        self.revoked.add(self.hashing.hash(&[signed.as_bytes()]), seconds(until), self.now())
+        self.revoked.add(self.hashing.hash(&[signed.as_bytes()]), seconds(until), self.over())
     }
 
     /// Refuses the tokens of this issuer that have this `jti`, from now on until the given time.
@@ -180,7 +184,7 @@ impl Jwt {
     /// # Errors
     /// As [`Jwt::revoke`].
     pub fn revoke_id(&self, issuer: &str, jti: &str, until: SystemTime) -> Result<(), Error> {
-        self.revoked.add(self.id(issuer, jti), seconds(until), self.now())
+        self.revoked.add(self.id(issuer, jti), seconds(until), self.over())
     }
 
     /// By which a token is revoked that has an id. The length keeps the two apart, and both from a token.
@@ -190,6 +194,12 @@ impl Jwt {
 
     fn now(&self) -> f64 {
         seconds((self.clock)())
+    }
+
+    /// What expired before then is accepted of no issuer.
+    fn over(&self) -> f64 {
+        let leeway = self.issuers.iter().map(|issuer| issuer.leeway).max().unwrap_or_default();
+        self.now() - leeway.as_secs_f64()
     }
 
     /// Decides on a request, as far as the keys allow that are there.
@@ -219,7 +229,9 @@ impl Jwt {
     fn settled(&self, context: &Context, verdict: Result<(), Refusal>) -> Result<(), Error> {
         let verdict = verdict.map_err(|refusal| match refusal {
             Refusal::For(refused) => refused,
-            Refusal::NoKey(issuer) => self.of(issuer, self.issuers[issuer].keys().absent()),
+            Refusal::NoKey(issuer, error) => {
+                self.of(issuer, error.unwrap_or_else(|| self.issuers[issuer].keys().absent()))
+            }
         });
         self.report.settle(context, verdict)
     }
@@ -258,9 +270,11 @@ impl Jwt {
             return Err(unauthenticated("issuer_mismatch", "the token is not of an issuer we know").into());
         };
         let keys = issuer.keys().current();
-        if !keys.verify(&compact, &header).map_err(|error| self.of(position, error))? {
-            return Err(Refusal::NoKey(position));
-        }
+        let algorithm = header.algorithm().filter(|algorithm| issuer.allows(*algorithm));
+        keys.verify(&compact, header.kid.as_deref(), algorithm).map_err(|missed| match missed {
+            Missed::Signature(error) => self.of(position, error).into(),
+            Missed::Key(error) => Refusal::NoKey(position, error),
+        })?;
         Ok(Entry {
             accepted: issuer.accept(&claims, now).map_err(|error| self.of(position, error))?,
             issuer: position,
@@ -274,8 +288,8 @@ impl Jwt {
 /// Why a request is not let through.
 enum Refusal {
     For(Refused),
-    /// The issuer at this place has no such key, at least not yet.
-    NoKey(usize),
+    /// The issuer at this place has no such key, at least not yet, and if it gets none, this is why.
+    NoKey(usize, Option<Error>),
 }
 
 impl<E: Into<Refused>> From<E> for Refusal {
@@ -293,7 +307,7 @@ impl<B> Policy<B> for Jwt {
         Context::within(&mut head.extensions);
         let context = head.extensions.get::<Context>().expect("it was inserted a moment ago");
         let verdict = self.decide(head, context);
-        if let Err(Refusal::NoKey(issuer)) = verdict
+        if let Err(Refusal::NoKey(issuer, _)) = verdict
             && let Some(wait) = self.issuers[issuer].keys().wish()
         {
             return Decision::Later(Refetch::new(take_request(head, body), self.clone(), wait));

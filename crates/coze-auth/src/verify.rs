@@ -266,10 +266,13 @@ pub(crate) fn required<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<
     optional(headers, name)?.ok_or_else(|| missing(format!("the header {name} is missing")))
 }
 
-/// The token in the only `authorization` header (RFC 6750 §2.1). The name of the scheme has no case (RFC 9110 §11.1).
+/// The token in the only `authorization` header (RFC 6750 §2.1), behind one space or more. The name of the scheme has no case
+/// (RFC 9110 §11.1).
 pub(crate) fn bearer(headers: &HeaderMap) -> Result<&[u8], Error> {
     match required(headers, &AUTHORIZATION)?.as_bytes().split_at_checked(7) {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => Ok(token),
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => {
+            Ok(&token[token.iter().take_while(|byte| **byte == b' ').count()..])
+        }
         _ => Err(missing("the header authorization has no bearer token".to_owned())),
     }
 }

@@ -96,12 +96,12 @@ pub(crate) fn routes(config: &Config, app: &Arc<App>, secrets: &mut Secrets) -> 
         router = router.route(oauth::START, pages.clone()).route(oauth::CALLBACK, pages);
     }
     if let Some(messages) = api::messages(config, app, &observe)? {
-        router = router.route(api::MESSAGES, messages.fallback_service(not_get));
+        router = router.route(api::MESSAGES, messages.fallback_service(not_get.clone()));
     }
     if let Some(metadata) = api::metadata(config)? {
         let json = metadata.json();
         let document = move || std::future::ready(([(header::CONTENT_TYPE, "application/json")], json.clone()));
-        router = router.route(&metadata.path(), routing::get(document));
+        router = router.route(&metadata.path(), routing::get(document).fallback_service(not_get));
     }
     Ok(router
         .route("/webhook", messages.clone())

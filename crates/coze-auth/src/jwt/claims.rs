@@ -2,8 +2,10 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use coze_core::{Error, Kind, Principal, TenantId};
 use serde::de::{Error as _, IgnoredAny, MapAccess};
+use serde_json::value::RawValue;
 
 use super::{
+    key::Algorithm,
     keys::{JwtKeys, unauthenticated},
     object::{self, Members, Text, Texts},
 };
@@ -17,8 +19,10 @@ const MAX_DATE: f64 = 253_402_300_799.0;
 pub struct Issuer {
     name: Arc<str>,
     keys: JwtKeys,
+    /// `None` is any.
+    algorithms: Option<Vec<Algorithm>>,
     audiences: Vec<Box<str>>,
-    leeway: Duration,
+    pub(super) leeway: Duration,
     roles: Vec<(Box<str>, Vec<Box<str>>)>,
     /// `None` is any.
     tenants: Option<Vec<TenantId>>,
@@ -29,7 +33,15 @@ impl Issuer {
     #[must_use]
     pub fn new(name: &str, keys: JwtKeys) -> Self {
         let leeway = Duration::from_secs(60);
-        Self { name: name.into(), keys, audiences: Vec::new(), leeway, roles: Vec::new(), tenants: None }
+        let (audiences, roles) = (Vec::new(), Vec::new());
+        Self { name: name.into(), keys, algorithms: None, audiences, leeway, roles, tenants: None }
+    }
+
+    /// The algorithms that its tokens may be signed with (RFC 8725 §3.1); all that its keys are for unless set. That is best set
+    /// where the keys are published, as keys are allowed to name none: whoever publishes them then chooses among few.
+    #[must_use]
+    pub fn algorithms(self, algorithms: impl IntoIterator<Item = Algorithm>) -> Self {
+        Self { algorithms: Some(algorithms.into_iter().collect()), ..self }
     }
 
     /// An audience we are: a token must name one of them in `aud`. An issuer without audiences is believed only in tokens
@@ -67,6 +79,10 @@ impl Issuer {
 
     pub(super) fn keys(&self) -> &JwtKeys {
         &self.keys
+    }
+
+    pub(super) fn allows(&self, algorithm: Algorithm) -> bool {
+        self.algorithms.as_ref().is_none_or(|own| own.contains(&algorithm))
     }
 
     /// Believes in what a verified token says, or not.
@@ -174,7 +190,8 @@ impl<'de> Members<'de> for Reader<'de, '_> {
             "aud" => claims.aud = Some(map.next_value()?),
             "scope" => claims.scope = Some(map.next_value()?),
             "scp" => claims.scp = Some(map.next_value()?),
-            "roles" => claims.roles = Some(map.next_value()?),
+            // Some have objects here (RFC 9068 §2.2.3.1 leaves it open): they name no role of ours.
+            "roles" => claims.roles = serde_json::from_str(map.next_value::<&RawValue>()?.get()).ok(),
             "exp" => claims.exp = Some(date(map)?),
             "nbf" => claims.nbf = Some(date(map)?),
             "iat" => claims.iat = Some(date(map)?),

@@ -4,7 +4,10 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use coze_core::Error;
 use serde::de::{Error as _, IgnoredAny, MapAccess};
 
-use super::object::{self, Members, Text};
+use super::{
+    key::Algorithm,
+    object::{self, Members, Text},
+};
 use crate::verify::malformed;
 
 /// The three parts of a compact JWS (RFC 7515 §7.1), decoded. Nothing is verified yet.
@@ -39,6 +42,7 @@ impl<'t> Compact<'t> {
     pub(super) fn header(&self) -> Result<Header<'_>, Error> {
         let mut header = Header::default();
         match object::read(&self.decoded[..self.header], &mut header) {
+            Ok(()) if header.alg.is_none() => Err(malformed("the header of the token names no algorithm".to_owned())),
             Ok(()) => Ok(header),
             Err(_) => Err(malformed("the header of the token is not one we can take".to_owned())),
         }
@@ -56,9 +60,16 @@ impl<'t> Compact<'t> {
 /// What we read of a header.
 #[derive(Default)]
 pub(super) struct Header<'a> {
-    pub(super) alg: Option<Cow<'a, str>>,
+    alg: Option<Cow<'a, str>>,
     pub(super) kid: Option<Cow<'a, str>>,
     pub(super) typ: Option<Cow<'a, str>>,
+}
+
+impl Header<'_> {
+    /// `None` if it is none of ours, such as `none`.
+    pub(super) fn algorithm(&self) -> Option<Algorithm> {
+        Algorithm::named(self.alg.as_deref()?)
+    }
 }
 
 impl<'de> Members<'de> for Header<'de> {
@@ -67,8 +78,12 @@ impl<'de> Members<'de> for Header<'de> {
             "alg" => self.alg = Some(map.next_value::<Text<'de>>()?.0),
             "kid" => self.kid = Some(map.next_value::<Text<'de>>()?.0),
             "typ" => self.typ = Some(map.next_value::<Text<'de>>()?.0),
-            // A token does not say which key verifies it, and we know no extension that it could insist on.
-            "jku" | "jwk" | "x5u" | "x5c" | "crit" | "b64" => return Err(A::Error::custom("not accepted")),
+            // We know no extension that a token could insist on (RFC 7515 §4.1.11). Another encoding of the payload is one also
+            // where it does not insist: it would make one text of what was signed as another one (RFC 7797 §8).
+            "crit" => return Err(A::Error::custom("not accepted")),
+            "b64" if !map.next_value::<bool>()? => return Err(A::Error::custom("not accepted")),
+            "b64" => {}
+            // Also what a token says of its key: `jku`, `jwk`, `x5u`, `x5c` (§4).
             _ => drop(map.next_value::<IgnoredAny>()?),
         }
         Ok(())

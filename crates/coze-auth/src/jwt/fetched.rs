@@ -10,7 +10,7 @@ use bytes::Bytes;
 use coze_core::{Error, Kind};
 use http::{
     HeaderMap, HeaderValue, StatusCode,
-    header::{CACHE_CONTROL, ETAG},
+    header::{AGE, CACHE_CONTROL, ETAG},
 };
 use tokio::{
     sync::watch,
@@ -37,7 +37,7 @@ impl FetchedKeys {
     }
 
     /// A key set as the answer to a request that had the `ETag` of last time in `If-None-Match`: 200, or 304 without a body.
-    /// Takes `ETag` from the headers, and `max-age` from `Cache-Control`.
+    /// Takes `ETag` from the headers, and `max-age` from `Cache-Control`, less the `Age` that a cache on the way says.
     ///
     /// # Errors
     /// `keys_unavailable`, [`Kind::Unavailable`]: another status.
@@ -51,7 +51,7 @@ impl FetchedKeys {
     }
 }
 
-/// What `Cache-Control` allows (RFC 9111 §5.2.2): with `no-store` or `no-cache` nothing.
+/// How long an answer is fresh from now on, as `Cache-Control` says it (RFC 9111 §5.2.2): with `no-store` or `no-cache` not at all.
 fn max_age(headers: &HeaderMap) -> Option<Duration> {
     let directives = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
     let ages = directives.flat_map(|value| value.split(',')).map(str::trim).filter_map(|directive| {
@@ -59,9 +59,16 @@ fn max_age(headers: &HeaderMap) -> Option<Duration> {
             return Some(0);
         }
         let (name, seconds) = directive.split_once('=')?;
-        name.eq_ignore_ascii_case("max-age").then(|| seconds.trim_matches('"').parse().ok())?
+        name.eq_ignore_ascii_case("max-age").then(|| delta(seconds.trim_matches('"')))?
     });
-    ages.min().map(Duration::from_secs)
+    let age = headers.get(AGE).and_then(|age| delta(age.to_str().ok()?)).unwrap_or(0);
+    ages.min().map(|max| Duration::from_secs(max.saturating_sub(age)))
+}
+
+/// A number of seconds. One that is too large is the largest one (RFC 9111 §1.2.2).
+fn delta(seconds: &str) -> Option<u64> {
+    let is_number = !seconds.is_empty() && seconds.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| seconds.parse().unwrap_or(u64::MAX))
 }
 
 type Fetching = Pin<Box<dyn Future<Output = Result<FetchedKeys, Error>> + Send>>;
@@ -258,7 +265,7 @@ async fn keep(
     mut wished: watch::Receiver<u64>,
     mut take: impl FnMut(&[u8]) -> Option<Result<(), Error>>,
 ) {
-    let (mut failures, mut etag, mut last) = (0_u32, None, Bytes::new());
+    let (mut failures, mut etag, mut last) = (0_u32, None, None);
     loop {
         let fetched = fetch.once(etag.clone()).await;
         let mut max_age = None;
@@ -266,13 +273,13 @@ async fn keep(
             max_age = fetched.max_age;
             match fetched.json {
                 // Keys that did not change do not make anybody forget what they verified.
-                Some(json) if json != last => {
+                Some(json) if last.as_ref() != Some(&json) => {
                     let Some(taken) = take(&json) else { return Ok(false) };
                     taken?;
-                    (last, etag) = (json, fetched.etag);
+                    (last, etag) = (Some(json), fetched.etag);
                 }
                 Some(_) => etag = fetched.etag,
-                None if last.is_empty() => return Err(unavailable()),
+                None if last.is_none() => return Err(unavailable()),
                 None => {}
             }
             Ok(true)
@@ -331,11 +338,22 @@ mod tests {
         assert_eq!(age("Max-Age=\"60\""), Some(60));
         assert_eq!(age("max-age=60, no-cache"), Some(0));
         assert_eq!(age("no-store"), Some(0));
-        for none in
-            ["", "max-age", "max-age=", "max-age=-1", "max-age=x", "s-maxage=5", "max-age=99999999999999999999999"]
-        {
+        for none in ["", "max-age", "max-age=", "max-age=-1", "max-age=+1", "max-age=1.5", "max-age=x", "s-maxage=5"] {
             assert_eq!(age(none), None, "{none}");
         }
+        assert_eq!(age("max-age=99999999999999999999999"), Some(u64::MAX), "as RFC 9111 §1.2.2 wants it");
+        assert_eq!(age("max-age=60, max-age=50"), Some(50));
+    }
+
+    #[test]
+    fn how_long_a_cache_kept_an_answer_counts() {
+        let left = |age: &'static str| {
+            let headers = [(CACHE_CONTROL, "max-age=600"), (AGE, age)];
+            let headers = headers.map(|(name, value)| (name, HeaderValue::from_static(value)));
+            max_age(&HeaderMap::from_iter(headers)).map(|age| age.as_secs())
+        };
+        assert_eq!(["0", "100", "600", "601", "99999999999999999999"].map(left), [600, 500, 0, 0, 0].map(Some));
+        assert_eq!(["", "-5", "x"].map(left), [600; 3].map(Some), "one that is none says nothing");
     }
 
     proptest! {

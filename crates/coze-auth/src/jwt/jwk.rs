@@ -1,4 +1,4 @@
-use std::{borrow::Cow, collections::HashSet};
+use std::borrow::Cow;
 
 use aws_lc_rs::rsa::PublicKeyComponents;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -6,7 +6,7 @@ use coze_core::{Error, Kind};
 use serde::{Deserialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
-use super::key::{Algorithm, JwtKey, invalid};
+use super::key::{Algorithm, JwtKey, Verifier, invalid};
 
 /// The most bytes a key set may have.
 pub(super) const MAX_BYTES: usize = 256 * 1024;
@@ -39,6 +39,8 @@ struct Jwk<'a> {
     #[serde(borrow)]
     k: Option<Cow<'a, str>>,
     d: Option<IgnoredAny>,
+    p: Option<IgnoredAny>,
+    q: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -62,18 +64,25 @@ pub(super) fn usable(json: &[u8]) -> Result<Vec<JwtKey>, Error> {
         );
     }
     let listed: Vec<_> = set.keys.iter().filter_map(|key| Jwk::parse(key.get())).collect();
-    let mut names = HashSet::new();
-    let mut named = listed.iter().filter(|jwk| jwk.is_for_verifying()).filter_map(|jwk| jwk.kid.as_deref());
-    // Also if one of the two is broken: then it may be the one that was meant.
-    if !named.all(|name| names.insert(name)) {
-        return Err(Error::new(Kind::Invalid, "keys_ambiguous").with_message("two keys of the set have one name"));
+    // Also if one of two is broken: then it may be the one that was meant. Of one that is there twice the first counts.
+    let is_clear = |(at, jwk): &(usize, &Jwk<'_>)| {
+        let mut others = listed.iter().enumerate().filter(|(other, _)| other != at);
+        others.all(|(other, key)| !jwk.collides(key) || *at < other && jwk.material() == key.material())
+    };
+    let clear = listed.iter().enumerate().filter(is_clear);
+    let mut keys: Vec<_> = clear.filter_map(|(_, jwk)| jwk.key().ok()).collect();
+    if keys.iter().any(|key| !key.is_secret()) {
+        keys.retain(|key| !key.is_secret());
     }
-    Ok(listed.into_iter().filter_map(|jwk| jwk.key().ok()).collect())
+    Ok(keys)
 }
 
 impl JwtKey {
     /// A key from a JSON web key (RFC 7517) that is for verifying signatures: `use` and `key_ops` allow it, and `alg` names an
-    /// algorithm of ours that fits `kty` and `crv`. Without `alg` an RSA key is for RS256, and that of a curve for the curve's.
+    /// algorithm of ours that fits `kty` and `crv`. Without `alg`, which is optional (§4.4), it verifies every algorithm that
+    /// fits: an RSA key RS256 to RS512 and PS256 to PS512, a secret those whose hash is not longer than it is.
+    /// [`Issuer::algorithms`](crate::Issuer::algorithms) makes them fewer. Of P-521 the `alg` may be called `ES521`, which is a
+    /// mistake that is about.
     ///
     /// # Errors
     /// `key_invalid`, [`Kind::Invalid`]: it is for something else, malformed, private, or weak: RSA below 2048 bits, with an
@@ -92,79 +101,101 @@ impl<'a> Jwk<'a> {
 impl Jwk<'_> {
     fn is_for_verifying(&self) -> bool {
         self.usage.as_deref().is_none_or(|usage| usage == "sig")
-            && self.key_ops.as_ref().is_none_or(|ops| ops.iter().any(|op| op == "verify"))
+            && self.key_ops.as_ref().is_none_or(|ops| ops.iter().filter(|op| *op == "verify").count() == 1)
     }
 
-    fn key(self) -> Result<JwtKey, Error> {
-        if !self.is_for_verifying() || self.d.is_some() {
+    /// Could a token of this key be one of the other's?
+    fn collides(&self, other: &Self) -> bool {
+        let are_for = self.is_for_verifying() && other.is_for_verifying();
+        let is_one = self.algorithms().iter().any(|algorithm| other.algorithms().contains(algorithm));
+        are_for && is_one && self.kid.is_some() && self.kid == other.kid
+    }
+
+    /// What is the key itself.
+    fn material(&self) -> [Option<&str>; 5] {
+        [&self.n, &self.e, &self.x, &self.y, &self.k].map(Option::as_deref)
+    }
+
+    fn key(&self) -> Result<JwtKey, Error> {
+        if !self.is_for_verifying() || [&self.d, &self.p, &self.q].into_iter().any(Option::is_some) {
             return Err(invalid("the key is not one for verifying signatures".to_owned()));
         }
-        let Some(algorithm) = self.algorithm() else {
+        let algorithms = self.algorithms();
+        let Some(first) = algorithms.first() else {
             return Err(invalid("the key names no algorithm of ours that fits it".to_owned()));
         };
-        let key = match (&*self.kty, algorithm.rsa()) {
-            ("oct", _) => JwtKey::new(algorithm, decode(self.k)?)?,
-            ("OKP", _) => JwtKey::new(algorithm, sized(self.x, 32)?)?,
-            ("EC", _) => {
-                let coordinate = match algorithm {
+        let verifiers = match &*self.kty {
+            "oct" => {
+                let secret = decode(&self.k)?;
+                // A longer hash than the secret is for another one, unless it was asked for.
+                let longer = algorithms[1..].iter().filter_map(|algorithm| Verifier::new(*algorithm, &secret).ok());
+                [Verifier::new(*first, &secret)?].into_iter().chain(longer).collect()
+            }
+            "OKP" => vec![Verifier::new(*first, &sized(&self.x, 32)?)?],
+            "EC" => {
+                let coordinate = match first {
                     Algorithm::Es256 => 32,
                     Algorithm::Es384 => 48,
                     _ => 66,
                 };
                 // Uncompressed (SEC 1 §2.3.3).
-                JwtKey::new(algorithm, [vec![4], sized(self.x, coordinate)?, sized(self.y, coordinate)?].concat())?
+                let point = [vec![4], sized(&self.x, coordinate)?, sized(&self.y, coordinate)?].concat();
+                vec![Verifier::new(*first, &point)?]
             }
-            (_, Some(parameters)) => {
-                let (n, e) = (decode(self.n)?, decode(self.e)?);
+            _ => {
+                let (n, e) = (decode(&self.n)?, decode(&self.e)?);
                 // Some put a zero in front, as DER does.
                 let n = &n[n.iter().take_while(|byte| **byte == 0).count()..];
                 let bits = 8 * n.len() - n.first().map_or(0, |byte| byte.leading_zeros() as usize);
                 if !(2048..=8192).contains(&bits) || matches!(*e, [] | [0..=2]) || has_roca_shape(n) {
                     return Err(invalid("the RSA key is weak, or beyond 8192 bits".to_owned()));
                 }
-                let key = PublicKeyComponents { n, e: &*e }.to_parsed_public_key(parameters);
-                JwtKey::parsed(algorithm, key.map_err(|_| invalid("this is not an RSA key".to_owned()))?)
+                let key = PublicKeyComponents { n, e: &*e };
+                let parsed = algorithms.iter().filter_map(|algorithm| {
+                    let parsed = key.to_parsed_public_key(algorithm.rsa()?);
+                    Some(parsed.map(|parsed| Verifier::parsed(*algorithm, parsed)))
+                });
+                parsed.collect::<Result<_, _>>().map_err(|_| invalid("this is not an RSA key".to_owned()))?
             }
-            _ => return Err(invalid("the key is of a type we do not know".to_owned())),
         };
-        Ok(match self.kid {
-            Some(kid) => key.named(&kid),
-            None => key,
-        })
+        Ok(JwtKey { kid: self.kid.as_deref().map(Into::into), verifiers })
     }
 
-    /// The algorithm, if it fits the type of the key. There is no ES512 that is called ES521, nor a P-256 key for it.
-    fn algorithm(&self) -> Option<Algorithm> {
+    /// The algorithms it is for, none if what it names does not fit its type.
+    fn algorithms(&self) -> &'static [Algorithm] {
         use Algorithm::{EdDsa, Es256, Es384, Es512, Hs256, Hs384, Hs512, Ps256, Ps384, Ps512, Rs256, Rs384, Rs512};
-        let fitting: &[_] = match (&*self.kty, self.crv.as_deref()) {
+        let fitting: &'static [_] = match (&*self.kty, self.crv.as_deref()) {
             ("RSA", None) => &[Rs256, Rs384, Rs512, Ps256, Ps384, Ps512],
             ("EC", Some("P-256")) => &[Es256],
             ("EC", Some("P-384")) => &[Es384],
             ("EC", Some("P-521")) => &[Es512],
             ("OKP", Some("Ed25519")) => &[EdDsa],
-            // Never without a name: whoever forgets it must not find out by which hash we compare.
-            ("oct", None) if self.alg.is_some() => &[Hs256, Hs384, Hs512],
-            _ => return None,
+            ("oct", None) => &[Hs256, Hs384, Hs512],
+            _ => &[],
         };
-        match &self.alg {
-            None => fitting.first().copied(),
-            Some(name) => Algorithm::named(name).filter(|algorithm| fitting.contains(algorithm)),
-        }
+        let name = match self.alg.as_deref() {
+            None => return fitting,
+            Some("ES521") => "ES512",
+            Some("Ed25519") => "EdDSA",
+            Some(name) => name,
+        };
+        let named = fitting.iter().position(|algorithm| algorithm.as_str() == name);
+        named.map_or(&[], |at| &fitting[at..=at])
     }
 }
 
-fn decode(text: Option<Cow<'_, str>>) -> Result<Vec<u8>, Error> {
-    let bytes = text.and_then(|text| URL_SAFE_NO_PAD.decode(&*text).ok());
+fn decode(text: &Option<Cow<'_, str>>) -> Result<Vec<u8>, Error> {
+    let bytes = text.as_ref().and_then(|text| URL_SAFE_NO_PAD.decode(&**text).ok());
     bytes.ok_or_else(|| invalid("a part of the key is missing, or not base64url".to_owned()))
 }
 
-fn sized(text: Option<Cow<'_, str>>, len: usize) -> Result<Vec<u8>, Error> {
+fn sized(text: &Option<Cow<'_, str>>, len: usize) -> Result<Vec<u8>, Error> {
     let bytes = decode(text)?;
     if bytes.len() == len { Ok(bytes) } else { Err(invalid(format!("a part of the key has not {len} bytes"))) }
 }
 
 /// The parser would take the members of an object from a list as well, one by one.
-fn is_object(json: &[u8]) -> bool {
+pub(super) fn is_object(json: &[u8]) -> bool {
     json.trim_ascii_start().starts_with(b"{")
 }
 

@@ -15,7 +15,7 @@ use sha2::{Sha256, Sha384, Sha512};
 
 macro_rules! algorithms {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
-        /// How a token is signed (RFC 7518 §3.1, RFC 8037 §3.1). It belongs to the key: a token cannot choose it.
+        /// How a token is signed (RFC 7518 §3.1, RFC 8037 §3.1). A token cannot choose one that its key is not for.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Algorithm {
@@ -33,7 +33,12 @@ macro_rules! algorithms {
             }
 
             pub(super) fn named(name: &str) -> Option<Self> {
-                match name { $($text => Some(Self::$name),)* _ => None }
+                match name {
+                    $($text => Some(Self::$name),)*
+                    // Its other name, which says the curve (RFC 9864 §2.2).
+                    "Ed25519" => Some(Self::EdDsa),
+                    _ => None,
+                }
             }
         }
     };
@@ -64,12 +69,12 @@ algorithms! {
     Es384 = "ES384";
     /// ECDSA over P-521 with SHA-512.
     Es512 = "ES512";
-    /// Ed25519.
+    /// Ed25519, which is also the name it has by RFC 9864.
     EdDsa = "EdDSA";
 }
 
 impl Algorithm {
-    pub(super) fn is_symmetric(self) -> bool {
+    fn is_symmetric(self) -> bool {
         matches!(self, Self::Hs256 | Self::Hs384 | Self::Hs512)
     }
 
@@ -86,17 +91,23 @@ impl Algorithm {
     }
 }
 
-/// A key that verifies tokens of one algorithm, prepared once. It never shows itself.
-#[derive(Clone)]
+/// A key that verifies tokens, prepared once. It never shows itself.
+#[derive(Clone, Debug)]
 pub struct JwtKey {
-    algorithm: Algorithm,
-    kid: Option<Box<str>>,
-    verifier: Verifier,
+    pub(super) kid: Option<Box<str>>,
+    pub(super) verifiers: Vec<Verifier>,
+}
+
+/// What verifies one algorithm by a key.
+#[derive(Clone)]
+pub(super) struct Verifier {
+    pub(super) algorithm: Algorithm,
+    prepared: Prepared,
 }
 
 /// The key schedule of a MAC, or a parsed public key, is made here and not for each token.
 #[derive(Clone)]
-enum Verifier {
+enum Prepared {
     Hs256(Hmac<Sha256>),
     Hs384(Hmac<Sha384>),
     Hs512(Hmac<Sha512>),
@@ -110,29 +121,7 @@ impl JwtKey {
     /// # Errors
     /// `key_invalid`, [`Kind::Invalid`]: it is not a key for this algorithm, or a weak one: RSA below 2048 bits.
     pub fn new(algorithm: Algorithm, key: impl AsRef<[u8]>) -> Result<Self, Error> {
-        let key = key.as_ref();
-        let secret = |least: usize| match key.len() >= least {
-            true => Ok(key),
-            false => Err(invalid(format!("a key for {} has at least {least} bytes", algorithm.as_str()))),
-        };
-        let verifier = match algorithm {
-            Algorithm::Hs256 => Verifier::Hs256(keyed(secret(32)?)),
-            Algorithm::Hs384 => Verifier::Hs384(keyed(secret(48)?)),
-            Algorithm::Hs512 => Verifier::Hs512(keyed(secret(64)?)),
-            Algorithm::Es256 => public(&ECDSA_P256_SHA256_FIXED, key)?,
-            Algorithm::Es384 => public(&ECDSA_P384_SHA384_FIXED, key)?,
-            Algorithm::Es512 => public(&ECDSA_P521_SHA512_FIXED, key)?,
-            Algorithm::EdDsa => public(&ED25519, key)?,
-            _ => {
-                let bits = RsaParameters::public_modulus_len(key).ok().map(|bits| bits as usize);
-                let bits = bits.or_else(|| PublicEncryptingKey::from_der(key).ok().map(|key| key.key_size_bits()));
-                if bits.is_some_and(|bits| bits < 2048) {
-                    return Err(invalid("an RSA key has at least 2048 bits".to_owned()));
-                }
-                public(algorithm.rsa().expect("all others are named above"), key)?
-            }
-        };
-        Ok(Self { algorithm, kid: None, verifier })
+        Ok(Self { kid: None, verifiers: vec![Verifier::new(algorithm, key.as_ref())?] })
     }
 
     /// A public key from PEM: one block, `PUBLIC KEY` or `RSA PUBLIC KEY`.
@@ -151,20 +140,15 @@ impl JwtKey {
         }
     }
 
-    pub(super) fn parsed(algorithm: Algorithm, key: ParsedPublicKey) -> Self {
-        Self { algorithm, kid: None, verifier: Verifier::Public(key) }
-    }
-
     /// The name that tokens call the key by. A key without a name verifies tokens whose name nobody has, or that have none.
     #[must_use]
     pub fn named(self, kid: &str) -> Self {
         Self { kid: Some(kid.into()), ..self }
     }
 
-    /// What it verifies.
-    #[must_use]
-    pub fn algorithm(&self) -> Algorithm {
-        self.algorithm
+    /// What it verifies: one algorithm, unless it is a JSON web key that names none ([`JwtKey::jwk`]).
+    pub fn algorithms(&self) -> impl Iterator<Item = Algorithm> {
+        self.verifiers.iter().map(|verifier| verifier.algorithm)
     }
 
     /// The name that tokens call it by.
@@ -173,20 +157,55 @@ impl JwtKey {
         self.kid.as_deref()
     }
 
+    pub(super) fn is_secret(&self) -> bool {
+        self.algorithms().any(Algorithm::is_symmetric)
+    }
+}
+
+impl Verifier {
+    pub(super) fn new(algorithm: Algorithm, key: &[u8]) -> Result<Self, Error> {
+        let secret = |least: usize| match key.len() >= least {
+            true => Ok(key),
+            false => Err(invalid(format!("a key for {} has at least {least} bytes", algorithm.as_str()))),
+        };
+        let prepared = match algorithm {
+            Algorithm::Hs256 => Prepared::Hs256(keyed(secret(32)?)),
+            Algorithm::Hs384 => Prepared::Hs384(keyed(secret(48)?)),
+            Algorithm::Hs512 => Prepared::Hs512(keyed(secret(64)?)),
+            Algorithm::Es256 => public(&ECDSA_P256_SHA256_FIXED, key)?,
+            Algorithm::Es384 => public(&ECDSA_P384_SHA384_FIXED, key)?,
+            Algorithm::Es512 => public(&ECDSA_P521_SHA512_FIXED, key)?,
+            Algorithm::EdDsa => public(&ED25519, key)?,
+            _ => {
+                let bits = RsaParameters::public_modulus_len(key).ok().map(|bits| bits as usize);
+                let bits = bits.or_else(|| PublicEncryptingKey::from_der(key).ok().map(|key| key.key_size_bits()));
+                if bits.is_some_and(|bits| bits < 2048) {
+                    return Err(invalid("an RSA key has at least 2048 bits".to_owned()));
+                }
+                public(algorithm.rsa().expect("all others are named above"), key)?
+            }
+        };
+        Ok(Self { algorithm, prepared })
+    }
+
+    pub(super) fn parsed(algorithm: Algorithm, key: ParsedPublicKey) -> Self {
+        Self { algorithm, prepared: Prepared::Public(key) }
+    }
+
     /// In constant time where the key is a secret.
     pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        match &self.verifier {
-            Verifier::Hs256(mac) => mac.clone().chain_update(message).verify_slice(signature).is_ok(),
-            Verifier::Hs384(mac) => mac.clone().chain_update(message).verify_slice(signature).is_ok(),
-            Verifier::Hs512(mac) => mac.clone().chain_update(message).verify_slice(signature).is_ok(),
-            Verifier::Public(key) => key.verify_sig(message, signature).is_ok(),
+        match &self.prepared {
+            Prepared::Hs256(mac) => mac.clone().chain_update(message).verify_slice(signature).is_ok(),
+            Prepared::Hs384(mac) => mac.clone().chain_update(message).verify_slice(signature).is_ok(),
+            Prepared::Hs512(mac) => mac.clone().chain_update(message).verify_slice(signature).is_ok(),
+            Prepared::Public(key) => key.verify_sig(message, signature).is_ok(),
         }
     }
 }
 
-impl fmt::Debug for JwtKey {
+impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JwtKey").field("algorithm", &self.algorithm).field("kid", &self.kid).finish_non_exhaustive()
+        self.algorithm.fmt(f)
     }
 }
 
@@ -194,9 +213,9 @@ fn keyed<M: KeyInit>(secret: &[u8]) -> M {
     M::new_from_slice(secret).expect("hmac takes a key of any length")
 }
 
-fn public(algorithm: &'static dyn VerificationAlgorithm, key: &[u8]) -> Result<Verifier, Error> {
+fn public(algorithm: &'static dyn VerificationAlgorithm, key: &[u8]) -> Result<Prepared, Error> {
     ParsedPublicKey::new(algorithm, key)
-        .map(Verifier::Public)
+        .map(Prepared::Public)
         .map_err(|_| invalid("this is not a public key for the algorithm".to_owned()))
 }
 

@@ -1,8 +1,7 @@
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt,
     future::Future,
-    slice,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,17 +12,18 @@ use arc_swap::{ArcSwap, Guard};
 use coze_core::{Error, Kind};
 
 use super::{
-    compact::{Compact, Header},
+    compact::Compact,
     fetched::{KeyFetch, Remote},
     jwk,
-    key::{Algorithm, JwtKey},
+    key::{Algorithm, JwtKey, Verifier},
 };
-use crate::{MAX_KEYS, verify::malformed};
+use crate::MAX_KEYS;
 
 /// The keys that verify the tokens of one issuer, replaceable while tokens are verified. Clones share them.
 ///
 /// The `kid` in a token's header picks the key; without one, or where no key has that name, the keys without a name are tried,
-/// and a token without `kid` is also tried with the only key there is. The key decides on the algorithm.
+/// and a token without `kid` is also tried with the keys of the only name there is. Keys of one name are for different
+/// algorithms (RFC 7517 §4.5), and a token is verified by the algorithm in its header if such a key is for it.
 #[derive(Clone)]
 pub struct JwtKeys(Arc<Shared>);
 
@@ -39,8 +39,16 @@ struct Shared {
 pub(super) struct KeySet {
     /// Counts the replacements.
     pub(super) generation: u64,
-    named: HashMap<Box<str>, JwtKey>,
-    nameless: Vec<JwtKey>,
+    named: HashMap<Box<str>, Vec<Verifier>>,
+    nameless: Vec<Verifier>,
+}
+
+/// Why a token is not verified.
+pub(super) enum Missed {
+    /// The key is here that it names.
+    Signature(Error),
+    /// A key that is not here may have signed it, but none that is: either none has its name, or this became of those without.
+    Key(Option<Error>),
 }
 
 impl JwtKeys {
@@ -48,7 +56,7 @@ impl JwtKeys {
     ///
     /// # Errors
     /// All are [`Kind::Invalid`]. `keys_missing`: none. `keys_too_many`: more than 128, or more than [`MAX_KEYS`] without a
-    /// name. `keys_ambiguous`: two of one name, or secrets and public keys in one set.
+    /// name. `keys_ambiguous`: two of one name for one algorithm, or secrets and public keys in one set.
     pub fn new(keys: impl IntoIterator<Item = JwtKey>) -> Result<Self, Error> {
         Ok(Self::with(KeySet::new(keys)?, None))
     }
@@ -56,8 +64,8 @@ impl JwtKeys {
     /// The keys that are fetched from where their issuer publishes them, in a tokio task that the first token starts.
     ///
     /// A token whose key we do not know waits for a fetch, one for all who wait, but not more often than
-    /// [`KeyFetch::cooldown`]. If that fails the token is refused with `keys_unavailable`, and those whose keys we know are
-    /// verified as before, however old the keys are.
+    /// [`KeyFetch::cooldown`]; so does one that picks no key by its name, and that none of ours verifies. If that fails the token
+    /// is refused with `keys_unavailable`, and those whose keys we know are verified as before, however old the keys are.
     #[must_use]
     pub fn fetched(fetch: KeyFetch) -> Self {
         Self::with(KeySet::default(), Some(Remote::new(fetch)))
@@ -67,7 +75,8 @@ impl JwtKeys {
         Self(Arc::new(Shared { set: ArcSwap::from_pointee(set), generation: AtomicU64::new(0), remote }))
     }
 
-    /// The keys of a JSON web key set (RFC 7517 §5) that verify tokens ([`JwtKey::jwk`]); the others in it are left out.
+    /// The keys of a JSON web key set (RFC 7517 §5) that verify tokens ([`JwtKey::jwk`]); the others in it are left out. So are
+    /// secrets among public keys, and different keys of one name for one algorithm, as nobody knows which is meant.
     ///
     /// # Errors
     /// As [`JwtKeys::new`], and `keys_too_many` for a set of more than 256 KiB, `key_invalid` for what is not a set.
@@ -99,15 +108,18 @@ impl JwtKeys {
     }
 
     /// The payload of a compact JWS (RFC 7515 §7.1), if a key of ours signed it: whatever it is, claims or not, and without a
-    /// look at the time. To check who calls is the duty of [`Jwt`](crate::Jwt).
+    /// look at the time. To check who calls is the duty of [`Jwt`](crate::Jwt), and to fetch keys as well.
     ///
     /// # Errors
-    /// `parse_error`, `unknown_key` and `signature_invalid`, [`Kind::Unauthenticated`].
+    /// `parse_error`, `unknown_key` and `signature_invalid`, [`Kind::Unauthenticated`]; `keys_unavailable`,
+    /// [`Kind::Unavailable`], where keys are fetched, and were not the last time.
     pub fn verify(&self, token: &[u8]) -> Result<Vec<u8>, Error> {
         let compact = Compact::parse(token)?;
-        match self.current().verify(&compact, &compact.header()?)? {
-            true => Ok(compact.payload().to_vec()),
-            false => Err(self.absent()),
+        let header = compact.header()?;
+        match self.current().verify(&compact, header.kid.as_deref(), header.algorithm()) {
+            Ok(()) => Ok(compact.payload().to_vec()),
+            Err(Missed::Signature(error) | Missed::Key(Some(error))) => Err(error),
+            Err(Missed::Key(None)) => Err(self.absent()),
         }
     }
 
@@ -136,7 +148,7 @@ impl JwtKeys {
 impl fmt::Debug for JwtKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let current = self.current();
-        f.debug_list().entries(current.named.values()).entries(&current.nameless).finish()
+        f.debug_struct("JwtKeys").field("named", &current.named).field("nameless", &current.nameless).finish()
     }
 }
 
@@ -147,48 +159,52 @@ impl KeySet {
         if keys.is_empty() {
             return broken("keys_missing", "there is no key that verifies tokens");
         }
-        let (named, nameless): (Vec<_>, Vec<_>) = keys.into_iter().partition(|key| key.kid().is_some());
-        if named.len() + nameless.len() > jwk::MAX_LISTED || nameless.len() > MAX_KEYS {
+        let nameless = keys.iter().filter(|key| key.kid.is_none()).count();
+        if keys.len() > jwk::MAX_LISTED || nameless > MAX_KEYS {
             return broken("keys_too_many", "there are more keys than can be told apart");
         }
-        let all = || named.iter().chain(&nameless);
         // What is known as a public key somewhere must not verify as a secret elsewhere.
-        let secrets = all().filter(|key| key.algorithm().is_symmetric()).count();
-        let names: HashSet<_> = named.iter().map(JwtKey::kid).collect();
-        if names.len() < named.len() || (1..all().count()).contains(&secrets) {
-            return broken("keys_ambiguous", "two keys have one name, or secrets are among public keys");
+        let secrets = keys.iter().filter(|key| key.is_secret()).count();
+        let mut is_ambiguous = (1..keys.len()).contains(&secrets);
+        let mut set = Self::default();
+        for JwtKey { kid, verifiers } in keys {
+            let Some(kid) = kid else {
+                set.nameless.extend(verifiers);
+                continue;
+            };
+            let own = set.named.entry(kid).or_default();
+            is_ambiguous |= verifiers.iter().any(|one| own.iter().any(|other| one.algorithm == other.algorithm));
+            own.extend(verifiers);
         }
-        let named = named.into_iter().filter_map(|key| Some((key.kid()?.into(), key))).collect();
-        Ok(Self { generation: 0, named, nameless })
+        match is_ambiguous {
+            true => broken("keys_ambiguous", "two keys have one name, or secrets are among public keys"),
+            false => Ok(set),
+        }
     }
 
-    /// The keys that may have signed a token of this name, at most [`MAX_KEYS`].
-    fn candidates(&self, kid: Option<&str>) -> &[JwtKey] {
-        let only = self.named.values().next().filter(|_| self.named.len() == 1 && self.nameless.is_empty());
-        let found = match kid {
-            Some(kid) => self.named.get(kid),
-            None => only,
-        };
-        found.map_or(&self.nameless, slice::from_ref)
-    }
-
-    /// Verifies a token; `false` if there is no key that may have signed it.
-    pub(super) fn verify(&self, token: &Compact<'_>, header: &Header<'_>) -> Result<bool, Error> {
-        let Some(name) = &header.alg else {
-            return Err(malformed("the header of the token names no algorithm".to_owned()));
-        };
-        let candidates = self.candidates(header.kid.as_deref());
+    /// Verifies a token by this algorithm, or `None` that is ours, with at most [`MAX_KEYS`] keys.
+    pub(super) fn verify(
+        &self,
+        token: &Compact<'_>,
+        kid: Option<&str>,
+        algorithm: Option<Algorithm>,
+    ) -> Result<(), Missed> {
+        let named = kid.and_then(|kid| self.named.get(kid));
+        let is_only = kid.is_none() && self.named.len() == 1 && self.nameless.is_empty();
+        let only = || self.named.values().next().filter(|_| is_only);
+        let candidates = named.or_else(only).unwrap_or(&self.nameless);
         if candidates.is_empty() {
-            return Ok(false);
+            return Err(Missed::Key(None));
         }
-        let verifies = |algorithm| {
-            let mut fitting = candidates.iter().filter(|key| key.algorithm() == algorithm);
-            fitting.any(|key| key.verifies(token.signed, token.signature()))
-        };
-        match Algorithm::named(name).is_some_and(verifies) {
-            true => Ok(true),
-            false => Err(unauthenticated("signature_invalid", "the token is not signed as the key wants it")),
+        let mut fitting = candidates.iter().filter(|verifier| Some(verifier.algorithm) == algorithm);
+        if fitting.any(|verifier| verifier.verifies(token.signed, token.signature())) {
+            return Ok(());
         }
+        let error = unauthenticated("signature_invalid", "the token is not signed as the key wants it");
+        Err(match named {
+            None if algorithm.is_some() => Missed::Key(Some(error)),
+            _ => Missed::Signature(error),
+        })
     }
 }
 

@@ -15,9 +15,11 @@ pub(super) trait Members<'de> {
 }
 
 /// Hands the members of an object to `members`. Refuses what is no object, and an object that names a member twice
-/// (RFC 8725 leaves it open who of two readers is right) or has more than [`MAX_MEMBERS`].
+/// (RFC 8725 leaves it open who of two readers is right) or has more than [`MAX_MEMBERS`]. All of it is UTF-8, also what
+/// nobody looks at (RFC 7515 §5.2).
 pub(super) fn read<'de, M: Members<'de>>(json: &'de [u8], members: &mut M) -> Result<(), serde_json::Error> {
-    let mut json = serde_json::Deserializer::from_slice(json);
+    let text = str::from_utf8(json).map_err(serde_json::Error::custom)?;
+    let mut json = serde_json::Deserializer::from_str(text);
     Object(members).deserialize(&mut json)?;
     json.end()
 }

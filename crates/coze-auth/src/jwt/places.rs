@@ -4,7 +4,7 @@ use bytes::Bytes;
 use coze_core::{BoxError, Error, Kind};
 use http::{
     HeaderValue, Request, Response, StatusCode, Uri,
-    header::{ACCEPT, IF_NONE_MATCH},
+    header::{ACCEPT, ACCEPT_ENCODING, IF_NONE_MATCH},
 };
 use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
@@ -13,7 +13,7 @@ use tower_service::Service;
 
 use super::{
     fetched::{FetchedKeys, KeyFetch, unavailable},
-    jwk::MAX_BYTES,
+    jwk::{MAX_BYTES, is_object},
 };
 
 /// How often a file is read. It costs next to nothing.
@@ -112,7 +112,10 @@ where
     B: Body<Error: Into<BoxError>>,
 {
     let failed = |error: BoxError| unavailable().with_source(error);
-    let mut request = Request::get(url).header(ACCEPT, "application/jwk-set+json, application/json");
+    // Who is not told otherwise may compress (RFC 9110 §12.5.3).
+    let mut request = Request::get(url)
+        .header(ACCEPT, "application/jwk-set+json, application/json")
+        .header(ACCEPT_ENCODING, "identity");
     if let Some(etag) = etag {
         request = request.header(IF_NONE_MATCH, etag);
     }
@@ -135,7 +138,10 @@ fn published(json: &[u8], issuer: &str) -> Result<Uri, Error> {
         jwks_uri: String,
     }
 
-    let document: Document = serde_json::from_slice(json).map_err(|error| unavailable().with_source(error))?;
+    let document: Document = match is_object(json) {
+        true => serde_json::from_slice(json).map_err(|error| unavailable().with_source(error))?,
+        false => return Err(unavailable().with_source("the issuer's document is not an object")),
+    };
     // Else one issuer could speak for another (§4.3).
     if document.issuer != issuer {
         return Err(unavailable().with_source("the issuer's document is that of another issuer"));
@@ -184,6 +190,7 @@ mod tests {
         for bad in [
             "",
             "[]",
+            r#"["https://i.example","https://keys.example/k"]"#,
             r#"{"jwks_uri":"https://keys.example/k"}"#,
             r#"{"issuer":"https://i.example"}"#,
             r#"{"issuer":"https://i.example/","jwks_uri":"https://keys.example/k"}"#,

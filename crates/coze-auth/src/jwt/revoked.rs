@@ -21,10 +21,11 @@ impl Revoked {
         Self { ends: RwLock::default(), is_used: AtomicBool::new(false), capacity }
     }
 
-    pub(super) fn add(&self, hash: Hash, end: f64, now: f64) -> Result<(), Error> {
+    /// What ended before `over` may be forgotten.
+    pub(super) fn add(&self, hash: Hash, end: f64, over: f64) -> Result<(), Error> {
         let mut ends = self.ends.write().expect("nobody panics while holding the list");
         if !ends.contains_key(&hash) && ends.len() >= self.capacity {
-            ends.retain(|_, end| now < *end);
+            ends.retain(|_, end| over < *end);
             if ends.len() >= self.capacity {
                 return Err(Error::new(Kind::Overloaded, "revocations_full")
                     .with_message(format!("more than {} tokens are revoked at the same time", self.capacity)));
@@ -42,7 +43,8 @@ impl Revoked {
             return false;
         }
         let ends = self.ends.read().expect("nobody panics while holding the list");
-        let hits = |hash| ends.get(hash).is_some_and(|end| now < *end);
+        // Who is let in after the end is so by the leeway alone.
+        let hits = |hash| ends.get(hash).is_some_and(|end| now < *end || entry.accepted.end <= *end);
         hits(&entry.signed) || entry.id.as_ref().is_some_and(hits)
     }
 }

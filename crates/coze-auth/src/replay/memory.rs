@@ -61,6 +61,8 @@ impl fmt::Debug for MemoryReplay {
 struct Nonces {
     used: HashSet<Arc<str>>,
     by_end: BinaryHeap<Reverse<(Duration, Arc<str>)>>,
+    /// No nonce that ends later was forgotten.
+    forgotten: Option<Duration>,
     capacity: usize,
 }
 
@@ -73,18 +75,21 @@ enum Refused {
 
 impl Nonces {
     fn new(capacity: usize) -> Self {
-        Self { used: HashSet::new(), by_end: BinaryHeap::new(), capacity }
+        Self { used: HashSet::new(), by_end: BinaryHeap::new(), forgotten: None, capacity }
     }
 
     /// Takes a nonce, and keeps it while `now` is not past `end`.
+    ///
+    /// When the clock is set back, the time of what was forgotten comes again: what ends then may have been taken.
     fn take(&mut self, nonce: &str, end: Duration, now: Duration) -> Result<(), Refused> {
         while let Some(Reverse((end, nonce))) = self.by_end.peek()
             && *end < now
         {
+            self.forgotten = Some(*end);
             self.used.remove(nonce);
             self.by_end.pop();
         }
-        if self.used.contains(nonce) {
+        if self.used.contains(nonce) || Some(end) <= self.forgotten {
             return Err(Refused::Used);
         }
         if self.used.len() >= self.capacity {
@@ -115,6 +120,15 @@ mod tests {
         assert_eq!(take(&mut nonces, "a", 10, 0), Ok(()));
         assert_eq!(take(&mut nonces, "a", 20, 10), Err(Refused::Used));
         assert_eq!(take(&mut nonces, "a", 20, 11), Ok(()));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_does_not_free_what_was_taken() {
+        let mut nonces = Nonces::new(8);
+        assert_eq!(take(&mut nonces, "a", 10, 0), Ok(()));
+        assert_eq!(take(&mut nonces, "b", 30, 20), Ok(()), "a is forgotten");
+        assert_eq!(take(&mut nonces, "a", 10, 5), Err(Refused::Used));
+        assert_eq!(take(&mut nonces, "c", 11, 5), Ok(()), "one of its time was never forgotten");
     }
 
     #[test]

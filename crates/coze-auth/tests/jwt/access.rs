@@ -79,6 +79,11 @@ async fn a_role_permits_what_its_issuer_says_and_is_not_a_scope() {
         (r#""roles":"editor root""#, Method::POST, "/bots/b1", "missing_scope"),
         (r#""scope":"editor root""#, Method::POST, "/bots/b1", "missing_scope"),
         (r#""roles":["bot:read"]"#, Method::GET, "/bots/b1", "missing_scope"),
+        // Others than texts are roles of somebody else.
+        (r#""roles":[{"value":"root"}],"scope":"bot:read""#, Method::GET, "/bots/b1", "ok"),
+        (r#""roles":{"root":{}},"scope":"bot:read""#, Method::GET, "/bots/b1", "ok"),
+        (r#""roles":null,"scope":"bot:read""#, Method::GET, "/bots/b1", "ok"),
+        (r#""roles":["root",5],"scope":"bot:read""#, Method::GET, "/bots/secret", "missing_scope"),
     ] {
         assert_eq!(asked(&policy, method, path, &with(claims)).await.0, expected, "{claims}");
     }

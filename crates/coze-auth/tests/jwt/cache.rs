@@ -1,6 +1,9 @@
 //! Tokens that are remembered, and tokens that are revoked.
 
-use std::{cell::Cell, time::SystemTime};
+use std::{
+    cell::Cell,
+    time::{Duration, SystemTime},
+};
 
 use coze_auth::{Algorithm, Issuer, JwtKey, JwtKeys};
 
@@ -92,6 +95,22 @@ async fn a_revoked_token_is_refused_at_once_remembered_or_not_until_the_revocati
 }
 
 #[tokio::test]
+async fn a_token_that_is_revoked_until_it_expires_is_not_let_in_by_the_leeway() {
+    TIME.set(NOW);
+    let policy = jwt(issuer()).clock(clock).revocations(1);
+    let with = |jti: &str| token(&format!(r#""jti":"{jti}","exp":{}"#, NOW + 10));
+    policy.revoke_id(ISSUER, "a", at(NOW + 10)).expect("room");
+    for (time, expected) in
+        [(NOW + 9, "revoked"), (NOW + 10, "revoked"), (NOW + 69, "revoked"), (NOW + 70, "token_expired")]
+    {
+        TIME.set(time);
+        assert_eq!(verdict(&policy, with("a")).await, expected, "{}", time - NOW);
+        let room = reason(policy.revoke_id("elsewhere", "b", at(NOW)));
+        assert_eq!(room, (time < NOW + 70).then_some("revocations_full"), "it is kept as long as it counts");
+    }
+}
+
+#[tokio::test]
 async fn a_jti_is_revoked_for_its_issuer_only() {
     let policy = jwt(issuer());
     let with = |jti: &str| token(&format!(r#""jti":"{jti}","exp":{}"#, NOW + 5));
@@ -117,7 +136,7 @@ async fn another_valid_signature_does_not_bring_a_revoked_token_back() {
 #[tokio::test]
 async fn a_full_list_takes_no_more_until_a_revocation_ends_and_forgets_none() {
     TIME.set(NOW);
-    let policy = jwt(issuer()).clock(clock).revocations(2);
+    let policy = jwt(issuer().leeway(Duration::ZERO)).clock(clock).revocations(2);
     for (jti, until, expected) in
         [("a", 10, None), ("b", 20, None), ("c", 30, Some("revocations_full")), ("b", 5, None), ("a", 40, None)]
     {

@@ -110,6 +110,15 @@ async fn each_issuer_is_believed_by_its_own_keys_audience_and_leeway() {
 }
 
 #[tokio::test]
+async fn an_issuer_signs_with_no_algorithm_but_its_own() {
+    let of = |algorithms: &[Algorithm]| jwt(issuer().algorithms(algorithms.iter().copied()));
+    assert_eq!(verdict(&of(&[Algorithm::Rs256, Algorithm::Hs256]), valid()).await, "ok");
+    for others in [&[][..], &[Algorithm::Hs384], &[Algorithm::Rs256, Algorithm::Es256]] {
+        assert_eq!(verdict(&of(others), valid()).await, "signature_invalid", "{others:?}");
+    }
+}
+
+#[tokio::test]
 async fn scopes_are_read_from_scope_or_scp_as_text_or_list() {
     let policy = jwt(issuer());
     let cases = [
@@ -206,7 +215,8 @@ async fn the_header_is_given_once_and_its_scheme_has_no_case() {
         .header(AUTHORIZATION, format!("Bearer {}", valid()));
     let (answer, _) = ask(&policy, twice.body(()).expect("a request")).await;
     assert_eq!(answer.expect_err("refused").reason(), "parse_error");
-    for scheme in ["bearer", "BEARER", "bEaReR"] {
+    // RFC 6750 §2.1: one space or more.
+    for scheme in ["bearer", "BEARER", "bEaReR", "Bearer  "] {
         let request = Request::builder().header(AUTHORIZATION, format!("{scheme} {}", valid())).body(());
         assert!(ask(&policy, request.expect("a request")).await.0.is_ok());
     }

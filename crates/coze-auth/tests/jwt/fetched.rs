@@ -189,6 +189,49 @@ async fn keys_are_fetched_again_after_the_interval_or_max_age_with_the_etag_of_l
     assert_eq!(verdict(&policy, signed("k1")).await, "unknown_key");
 }
 
+/// A key set of one key without a name.
+fn nameless(secret: &[u8]) -> String {
+    format!(r#"{{"keys":[{{"kty":"oct","k":"{}"}}]}}"#, base64url(secret))
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_without_a_name_rotate_too_and_forged_tokens_cause_one_fetch_in_ten_seconds() {
+    let (published, asked) = (Arc::new(Mutex::new(nameless(&[8; 32]))), Arc::new(AtomicUsize::new(0)));
+    let (of_task, counter) = (published.clone(), asked.clone());
+    let keys = JwtKeys::fetched(KeyFetch::new(move |_| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        let json = of_task.lock().expect("not poisoned").clone();
+        async {
+            FetchedKeys::answered(
+                if json.is_empty() { StatusCode::BAD_GATEWAY } else { StatusCode::OK },
+                &HeaderMap::new(),
+                json,
+            )
+        }
+    }));
+    let policy = jwt(Issuer::new(ISSUER, keys));
+    let publish = |set: String| *published.lock().expect("not poisoned") = set;
+    let count = || asked.load(Ordering::Relaxed);
+    assert_eq!((verdict(&policy, crate::token::valid()).await, count()), ("signature_invalid", 1), "just fetched");
+
+    publish(nameless(SECRET));
+    assert_eq!((verdict(&policy, crate::token::valid()).await, count()), ("ok", 2));
+    assert_eq!(verdict(&policy, signed("any name")).await, "ok");
+    publish(nameless(&[9; 64]));
+    for _ in 0..100 {
+        let unsigned = raw(r#"{"alg":"none"}"#, "{}", Algorithm::Hs256);
+        assert_ne!(verdict(&policy, unsigned).await, "ok");
+        let forged = raw(r#"{"alg":"HS256"}"#, &format!(r#"{{"iss":"{ISSUER}"}}"#), Algorithm::Hs384);
+        assert_eq!(verdict(&policy, forged).await, "signature_invalid");
+    }
+    assert_eq!(count(), 2, "within the cool-down");
+    publish(String::new());
+    advance(Duration::from_secs(10)).await;
+    let other = raw(r#"{"alg":"HS256"}"#, &format!(r#"{{"iss":"{ISSUER}"}}"#), Algorithm::Hs384);
+    assert_eq!((verdict(&policy, other).await, count()), ("signature_invalid", 3), "also while there are no others");
+    assert_eq!(verdict(&policy.cache(0), crate::token::valid()).await, "ok", "and the keys stay");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_caller_who_goes_away_does_not_end_the_fetch() {
     let (policy, endpoint) = setup(&["k1"]);

@@ -3,7 +3,7 @@
 use aws_lc_rs::{
     encoding::AsDer,
     rsa::KeySize,
-    signature::{KeyPair, RsaKeyPair},
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, RsaKeyPair},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use coze_auth::{Algorithm, Issuer, JwtKey, JwtKeys, MAX_KEYS};
@@ -55,6 +55,7 @@ fn a_set_of_keys_is_bounded_and_unambiguous() {
     assert_eq!(refused((0..129).map(|i| other().named(&i.to_string())).collect()), Some("keys_too_many"));
     assert_eq!(refused(vec![other().named("a"), key(Algorithm::Hs256).named("a")]), Some("keys_ambiguous"));
     assert_eq!(refused(vec![other().named("a"), key(Algorithm::Rs256).named("b")]), Some("keys_ambiguous"));
+    assert_eq!(refused(vec![other().named("a"), key(Algorithm::Hs512).named("a")]), None, "a name for each algorithm");
 }
 
 #[test]
@@ -113,8 +114,11 @@ fn rsa_jwk(bits: KeySize, more: &str) -> String {
 fn a_jwk_is_used_only_for_what_it_is_for() {
     let good = rsa_jwk(KeySize::Rsa2048, "");
     let with = |member: &str| good.replace(r#""e""#, &format!(r#"{member},"e""#));
-    assert_eq!(JwtKey::jwk(&good).expect("a key").algorithm(), Algorithm::Rs256);
-    assert_eq!(JwtKey::jwk(&with(r#""alg":"PS384""#)).expect("a key").algorithm(), Algorithm::Ps384);
+    assert_eq!(JwtKey::jwk(&good).expect("a key").algorithms().count(), 6);
+    assert_eq!(
+        JwtKey::jwk(&with(r#""alg":"PS384""#)).expect("a key").algorithms().collect::<Vec<_>>(),
+        [Algorithm::Ps384]
+    );
     assert_eq!(JwtKey::jwk(&with(r#""kid":"k1""#)).expect("a key").kid(), Some("k1"));
     for fits in [r#""use":"sig""#, r#""key_ops":["verify"]"#, r#""key_ops":["sign","verify"]"#, r#""x5c":["?"]"#] {
         assert!(JwtKey::jwk(&with(fits)).is_ok(), "{fits}");
@@ -129,7 +133,10 @@ fn a_jwk_is_used_only_for_what_it_is_for() {
         r#""alg":"none""#,
         r#""alg":"rs256""#,
         r#""crv":"P-256""#,
+        r#""key_ops":["verify","verify"]"#,
         r#""d":"AQAB""#,
+        r#""p":"AQAB""#,
+        r#""q":"AQAB""#,
         r#""kty":"RSA""#,
         r#""kid":5"#,
     ] {
@@ -139,8 +146,75 @@ fn a_jwk_is_used_only_for_what_it_is_for() {
     {
         assert_eq!(reason(JwtKey::jwk(&broken)), Some("key_invalid"), "{broken}");
     }
-    let oct = format!(r#"{{"kty":"oct","k":"{}"}}"#, base64url(SECRET));
-    assert_eq!(reason(JwtKey::jwk(&oct)), Some("key_invalid"), "a secret without alg");
+}
+
+#[test]
+fn a_jwk_that_names_no_algorithm_is_for_all_that_fit_it() {
+    use Algorithm::{EdDsa, Es256, Hs256, Hs384, Hs512, Ps256, Ps384, Ps512, Rs256, Rs384, Rs512};
+    let of = |jwk: &str| JwtKey::jwk(jwk).map(|key| key.algorithms().collect::<Vec<_>>());
+    let rsa = rsa_jwk(KeySize::Rsa2048, "");
+    assert_eq!(of(&rsa).expect("a key"), [Rs256, Rs384, Rs512, Ps256, Ps384, Ps512]);
+    assert_eq!(of(&ec_jwk("a")).expect("a key"), [Es256]);
+    assert_eq!(of(&ed_jwk("a")).expect("a key"), [EdDsa]);
+    let secret = |bytes: usize| of(&format!(r#"{{"kty":"oct","k":"{}"}}"#, base64url(&SECRET[..bytes])));
+    for (bytes, expected) in
+        [(32, &[Hs256][..]), (47, &[Hs256]), (48, &[Hs256, Hs384]), (63, &[Hs256, Hs384]), (64, &[Hs256, Hs384, Hs512])]
+    {
+        assert_eq!(secret(bytes).expect("a key"), expected, "no hash that is longer than the secret");
+    }
+    assert_eq!(reason(secret(31)), Some("key_invalid"));
+    for (jwk, alg, expected) in [(ed_jwk("a"), "Ed25519", Some(EdDsa)), (ec_jwk("a"), "ES521", None)] {
+        let named = jwk.replacen('{', &format!(r#"{{"alg":"{alg}","#), 1);
+        assert_eq!(of(&named).ok(), expected.map(|algorithm| vec![algorithm]), "{alg}");
+    }
+}
+
+fn ec_jwk(kid: &str) -> String {
+    ec_jwk_of(EC.public_key().as_ref(), kid)
+}
+
+fn ec_jwk_of(point: &[u8], kid: &str) -> String {
+    let (x, y) = (base64url(&point[1..33]), base64url(&point[33..]));
+    format!(r#"{{"kty":"EC","crv":"P-256","kid":"{kid}","x":"{x}","y":"{y}"}}"#)
+}
+
+fn ed_jwk(kid: &str) -> String {
+    format!(r#"{{"kty":"OKP","crv":"Ed25519","kid":"{kid}","x":"{}"}}"#, base64url(ED.public_key().as_ref()))
+}
+
+fn oct_jwk(kid: &str) -> String {
+    format!(r#"{{"kty":"oct","kid":"{kid}","k":"{}"}}"#, base64url(SECRET))
+}
+
+#[tokio::test]
+async fn keys_of_one_name_are_for_different_algorithms_and_else_none_of_them_is_used() {
+    use Algorithm::{EdDsa, Es256, Hs256};
+    let other = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key");
+    let other = ec_jwk_of(other.public_key().as_ref(), "a");
+    let broken = ec_jwk("a").replace(r#""x":""#, r#""x":"A"#);
+    let encryption = other.replacen('{', r#"{"use":"enc","#, 1);
+    let (ec, ed, oct) = (ec_jwk("a"), ed_jwk("a"), oct_jwk("a"));
+    for (set, algorithm, expected) in [
+        // RFC 7517 §4.5
+        (vec![&ec, &ed], Es256, "ok"),
+        (vec![&ec, &ed], EdDsa, "ok"),
+        (vec![&ec, &encryption], Es256, "ok"),
+        (vec![&ec, &ec], Es256, "ok"),
+        (vec![&ec, &other, &ed], Es256, "signature_invalid"),
+        (vec![&ec, &other, &ed], EdDsa, "ok"),
+        (vec![&ec, &ec, &other, &ed], Es256, "signature_invalid"),
+        (vec![&broken, &ec, &ed], Es256, "signature_invalid"),
+        // A secret among public keys is left out.
+        (vec![&oct, &ec], Es256, "ok"),
+        (vec![&oct, &ec], Hs256, "signature_invalid"),
+        (vec![&ec, &oct], Hs256, "signature_invalid"),
+    ] {
+        let set: Vec<_> = set.into_iter().map(String::as_str).collect();
+        let keys = JwtKeys::jwks(format!(r#"{{"keys":[{}]}}"#, set.join(",")).as_bytes()).expect("some are good");
+        let policy = jwt(Issuer::new(ISSUER, keys));
+        assert_eq!(verdict(&policy, kid(Some("a"), algorithm)).await, expected, "{set:?} {algorithm:?}");
+    }
+    assert_eq!(reason(JwtKeys::jwks(format!(r#"{{"keys":[{ec},{other}]}}"#).as_bytes())), Some("keys_missing"));
 }
 
 #[test]

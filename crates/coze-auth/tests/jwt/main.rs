@@ -13,4 +13,5 @@ mod rfc;
 mod support;
 mod tls;
 mod token;
+mod vectors;
 mod wycheproof;

@@ -76,6 +76,98 @@ async fn an_endpoint_that_hangs_is_given_up_after_the_timeout() {
     }
 }
 
+/// What a broken, or a hostile, server sends.
+fn faults() -> Vec<Response<Script>> {
+    let good = set(&["k1", "k2"]);
+    let answer = |status: u16, body: Script| {
+        let answer = Response::builder().status(status).header("location", "/elsewhere").header("etag", "\"x\"");
+        answer.body(body).expect("an answer")
+    };
+    let whole = |text: &str| Script::framed(text.as_bytes(), 64);
+    let half = || Step::Data(Bytes::copy_from_slice(&good.as_bytes()[..100]));
+    let keys = good.strip_prefix(r#"{"keys":"#).and_then(|keys| keys.strip_suffix('}')).expect("keys");
+    let statuses = [201, 203, 204, 206, 300, 301, 302, 303, 307, 308, 400, 401, 404, 429, 500, 503];
+    let texts = [
+        "",
+        " ",
+        "<!doctype html><html>sign in</html>",
+        "\u{1f}\u{8b}\u{8}\0\0",
+        "\u{feff}{\"keys\":[]}",
+        "null",
+        "{}",
+        keys,
+        r#"{"keys":null}"#,
+        r#"{"keys":{}}"#,
+        r#"{"keys":"x"}"#,
+        r#"{"keys":[]}"#,
+        r#"{"keys":[null,5,"x",[],{}]}"#,
+        r#"{"keys":[{"kty":"RSA","use":"enc"}]}"#,
+        &format!(r#"{{"Keys":{keys}}}"#),
+        &format!(r#"{{"keys":[],"keys":{keys}}}"#),
+        &format!("{good}{good}"),
+        &good[..good.len() - 1],
+        &"[".repeat(100_000),
+    ];
+    let broken = Script::new([half(), Step::Fail]);
+    let endless = Script::new(vec![Step::Data(Bytes::from(vec![b' '; 64 * 1024])); 64]);
+    let mut faults: Vec<_> = statuses.iter().map(|status| answer(*status, whole(&good))).collect();
+    faults.extend(texts.iter().map(|text| answer(200, whole(text))));
+    faults.extend([answer(200, broken), answer(200, endless)]);
+    faults
+}
+
+#[tokio::test]
+async fn what_is_no_key_set_changes_nothing_whoever_sends_it() {
+    for number in 0..faults().len() {
+        // At the start, and when there are keys.
+        for at in [0, 1] {
+            let asked = AtomicUsize::new(0);
+            let transport = service_fn({
+                let asked = Arc::new(asked);
+                move |_: Request<Full<Bytes>>| {
+                    let answer = match asked.fetch_add(1, Ordering::Relaxed) == at {
+                        true => faults().swap_remove(number),
+                        false => Response::new(Script::framed(set(&["k1"]).as_bytes(), 64)),
+                    };
+                    async { Ok::<_, Infallible>(answer) }
+                }
+            });
+            let policy = policy(KeyFetch::url(URL, transport).expect("https")).cache(0);
+            if at == 1 {
+                assert_eq!(verdict(&policy, signed("k1")).await, "ok");
+            }
+            assert_eq!(verdict(&policy, signed("k2")).await, "keys_unavailable", "{number} at {at}");
+            assert_eq!(verdict(&policy, signed("k1")).await, "ok", "{number} at {at}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_304_is_no_key_set_before_there_is_one_and_a_key_set_is_one_whatever_its_type() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let heads = seen.clone();
+    let transport = service_fn(move |request: Request<Full<Bytes>>| {
+        let mut heads = heads.lock().expect("not poisoned");
+        heads.push(request.headers().clone());
+        let (status, body) = match heads.len() {
+            2 => (200, Script::framed(set(&["k1"]).as_bytes(), 64)),
+            _ => (304, Script::default()),
+        };
+        let answer = Response::builder().status(status).header("etag", "W/\"1\"").header("content-type", "text/plain");
+        let answer = answer.body(body).expect("an answer");
+        async { Ok::<_, Infallible>(answer) }
+    });
+    let policy = policy(KeyFetch::url(URL, transport).expect("https").cooldown(Duration::ZERO)).cache(0);
+    assert_eq!(verdict(&policy, signed("k1")).await, "keys_unavailable");
+    assert_eq!(verdict(&policy, signed("k1")).await, "ok");
+    assert_eq!(verdict(&policy, signed("k2")).await, "unknown_key");
+    assert_eq!(verdict(&policy, signed("k1")).await, "ok");
+    let heads = seen.lock().expect("not poisoned");
+    let tags: Vec<_> = heads.iter().map(|head| head.get("if-none-match").map(|tag| tag.as_bytes())).collect();
+    assert_eq!(tags, [None, None, Some(&b"W/\"1\""[..])], "a weak one is as good (RFC 9110 §13.1.2)");
+    assert!(heads.iter().all(|head| head["accept-encoding"] == "identity"), "nothing is unpacked here");
+}
+
 #[tokio::test]
 async fn the_log_can_tell_why_there_are_no_keys_and_the_caller_is_not_told() {
     let broken = service_fn(|_: Request<Full<Bytes>>| async {

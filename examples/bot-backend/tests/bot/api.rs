@@ -15,7 +15,7 @@ use bot_backend::{
 use bytes::Bytes;
 use coze_core::{BotId, ConversationId, TenantId};
 use coze_tests::{Answer, Postgres};
-use http::Request;
+use http::{Method, Request};
 use http_body_util::Full;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -318,6 +318,15 @@ async fn what_clients_have_to_know_is_served_and_a_bot_without_issuers_has_no_ap
         "bearer_methods_supported": ["header"],
     });
     assert_eq!(document.json(), expected);
+    let path = format!("{}/.well-known/oauth-protected-resource", world.bot.url());
+    for method in [Method::HEAD, Method::POST, Method::OPTIONS] {
+        let is_head = method == Method::HEAD;
+        let asked = Request::builder().method(method).uri(&path).body(Full::<Bytes>::default()).expect("valid");
+        let answer = world.http.send(asked).await;
+        assert_eq!(answer.status.as_u16(), if is_head { 200 } else { 405 });
+        let allowed = answer.headers.get("allow").map(|allow| allow.to_str().expect("ascii"));
+        assert_eq!(allowed, (!is_head).then_some("GET, HEAD"));
+    }
     let refused = get(&world, "/conversations/c/messages", "", &[]).await;
     let challenge = format!(r#"Bearer resource_metadata="{AUDIENCE}/.well-known/oauth-protected-resource""#);
     assert_eq!((refused.status.as_u16(), refused.headers["www-authenticate"].to_str().ok()), (401, Some(&*challenge)));
