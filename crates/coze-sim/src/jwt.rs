@@ -61,6 +61,12 @@ pub(crate) struct Claims {
     pub(crate) session: Option<String>,
 }
 
+/// The id of the key that an assertion names; `None` if it is none.
+pub(crate) fn key_id(jwt: &str) -> Option<String> {
+    let header: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(jwt.split_once('.')?.0).ok()?).ok()?;
+    header["kid"].as_str().map(str::to_owned)
+}
+
 /// Verifies an assertion (coze-platform.md §1.6): RS256 with the key of the app that `kid` names, `aud` the host the request
 /// came to, in its time.
 pub(crate) fn verify(config: &Config, jwt: &str, host: &str, unix: u64) -> Result<Claims, Denied> {

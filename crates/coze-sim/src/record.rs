@@ -77,6 +77,8 @@ pub struct Recorded {
     pub route: String,
     /// The [`fingerprint`](crate::fingerprint()) of the bearer token.
     pub token: Option<String>,
+    /// The id of the key (`kid`) that a bearer token names which is an assertion of a service account.
+    pub key_id: Option<String>,
     /// The tenant, as [`Config::tenant_header`](crate::Config::tenant_header) says it.
     pub tenant: Option<String>,
     /// The body, as far as it is kept, invalid UTF-8 replaced; empty for OAuth.

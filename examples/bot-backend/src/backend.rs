@@ -63,7 +63,7 @@ impl Backend {
         let metrics = metrics::recorder();
         let tasks = TaskTracker::new();
         let consent = match &config.platform.oauth {
-            Some(oauth) if !echo => Some(Arc::new(Consent::open(&config.platform, oauth, tasks.clone()).await?)),
+            Some(oauth) if !echo => Some(Arc::new(Consent::open(config, oauth, secrets, tasks.clone()).await?)),
             _ => None,
         };
         let app = Arc::new(App {
@@ -128,7 +128,7 @@ fn answerer(config: &Config, consent: Option<&Consent>, secrets: &mut Secrets) -
         (Some(token), ..) => stack::platform(config, secrets.token(token)?)?,
         (None, Some(account), _) => {
             let per_tenant = account.session_per_tenant;
-            let account = service_account::open(&config.platform, account)?;
+            let account = service_account::open(config, account, secrets)?;
             if per_tenant {
                 let of = move |tenant: &TenantId| Ok(Renewing::new(account.clone().session_name(tenant.as_str())));
                 stack::platform(config, PerTenant::new(of))?

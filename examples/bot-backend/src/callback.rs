@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::{
     app::App,
+    replays::Replays,
     store::Event,
     webhook::{json_response, whole},
 };
@@ -22,12 +23,15 @@ const IN_TIME: Duration = Duration::from_millis(2500);
 /// Bytes of an event's id and of its type.
 const MAX_NAME: usize = 128;
 
+/// The inbound policy of one bot.
+type Guard = Callback<Replays>;
+
 /// The inbound policy of the callback routes: the bot in the path, or the only one that has a callback, and its tokens. Clones
 /// share the bots.
 #[derive(Clone, Debug)]
 pub(crate) struct Callbacks {
     prefix: &'static str,
-    bots: Arc<ArcSwap<HashMap<BotId, Callback>>>,
+    bots: Arc<ArcSwap<HashMap<BotId, Guard>>>,
 }
 
 impl Callbacks {
@@ -35,11 +39,11 @@ impl Callbacks {
         Self { prefix, bots: Arc::default() }
     }
 
-    pub(crate) fn get(&self, bot: &BotId) -> Option<Callback> {
+    pub(crate) fn get(&self, bot: &BotId) -> Option<Guard> {
         self.bots.load().get(bot).cloned()
     }
 
-    pub(crate) fn set(&self, bot: &BotId, callback: Callback) {
+    pub(crate) fn set(&self, bot: &BotId, callback: Guard) {
         self.bots.rcu(|bots| {
             let mut bots = HashMap::clone(bots);
             bots.insert(bot.clone(), callback.clone());
@@ -48,7 +52,7 @@ impl Callbacks {
     }
 
     /// `None` if the bot is not ours.
-    fn of(&self, path: &str) -> Result<Option<(BotId, Callback)>, Error> {
+    fn of(&self, path: &str) -> Result<Option<(BotId, Guard)>, Error> {
         let bots = self.bots.load();
         let named = path.strip_prefix(self.prefix).and_then(|rest| rest.strip_prefix('/')).filter(|id| !id.is_empty());
         let found = match named {
@@ -67,9 +71,9 @@ impl<B> Policy<B> for Callbacks
 where
     B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Unpin,
 {
-    type Body = <Callback as Policy<B>>::Body;
+    type Body = <Guard as Policy<B>>::Body;
     type Ticket = ();
-    type Future = <Callback as Policy<B>>::Future;
+    type Future = <Guard as Policy<B>>::Future;
 
     fn authorize(&self, head: &mut Parts, body: B) -> Decision<(Self::Body, ()), Self::Future> {
         let context = Context::of(&mut head.extensions);

@@ -15,7 +15,6 @@ mod vault;
 use std::{
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
-    path::PathBuf,
     time::Duration,
 };
 
@@ -25,6 +24,7 @@ use serde::Deserialize;
 pub use api::{Api, Issuer};
 pub use later::{Keeper, Later};
 pub use load::ConfigError;
+pub(crate) use oauth::MIN_PASSWORD;
 pub use oauth::OAuth;
 pub use pace::Pace;
 pub use place::Places;
@@ -154,9 +154,9 @@ pub struct ServiceAccount {
     /// The OAuth app's id.
     pub client_id: String,
     /// The fingerprint of the public key, as the platform shows it.
-    pub key_id: String,
-    /// The RSA private key: a PEM file, PKCS#8 or PKCS#1.
-    pub private_key_file: PathBuf,
+    pub key_id: Secret,
+    /// The RSA private key in PEM, PKCS#8 or PKCS#1. A new one has a new `key_id`.
+    pub private_key: Secret,
     /// Does each tenant have tokens of its own, so that on the platform no tenant's calls see another one's conversations
     /// (coze-platform.md §1.10)? Default: yes.
     #[serde(default = "yes")]

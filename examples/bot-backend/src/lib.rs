@@ -21,6 +21,7 @@ mod pace;
 mod platform;
 mod plugin;
 mod ready;
+mod replays;
 mod secrets;
 mod server;
 mod service_account;

@@ -2,6 +2,7 @@
 
 mod page;
 mod pending;
+mod store;
 
 use std::{
     fmt,
@@ -11,10 +12,9 @@ use std::{
     },
 };
 
-use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::body::Body;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use coze_auth::{Decision, FileStore, OAuthApp, Refresh, Refresher, Renewing, Token, TokenSource, TokenStore};
+use coze_auth::{Decision, OAuthApp, Refresh, Refresher, Renewing, Token, TokenSource, TokenStore};
 use coze_core::{Context, Error, Kind, Refusal, Retry};
 use http::{
     HeaderValue, Request, Response, StatusCode,
@@ -26,12 +26,14 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::{
-    config::{OAuth, Platform, Secret},
+    config::{Config, MIN_PASSWORD, OAuth},
+    secrets::{Secrets, text},
     transport::{Transport, endpoint},
 };
 
 use page::{Page, guard};
 use pending::{LIFE, Pending};
+use store::Store;
 
 /// Where a consent begins.
 pub(crate) const START: &str = "/oauth/start";
@@ -48,7 +50,7 @@ pub(crate) struct Consent {
     pending: Pending,
     redirect_uri: String,
     is_https: bool,
-    password: Secret,
+    password: coze_secret::Secret,
 }
 
 /// Gets tokens, and knows whether a person has to do something about it.
@@ -56,9 +58,10 @@ pub(crate) struct Consent {
 pub(crate) struct Tokens(Arc<Held>);
 
 struct Held {
-    refresh: Refresh<Transport, FileStore>,
+    refresh: Refresh<Transport, Store>,
+    store: Store,
     is_missing: AtomicBool,
-    /// What a shutdown waits for, so that no refresh token is lost between the platform and the file.
+    /// What a shutdown waits for, so that no refresh token is lost between the platform and the store.
     tasks: TaskTracker,
 }
 
@@ -85,16 +88,22 @@ impl Consent {
     /// What was consented to before, if anything, and the way to more. A shutdown waits for the `tasks`.
     ///
     /// # Errors
-    /// `token_store` ([`Kind::Precondition`]) when the file of the refresh token cannot be read, or others may read it.
-    pub(crate) async fn open(platform: &Platform, oauth: &OAuth, tasks: TaskTracker) -> Result<Self, Error> {
-        let app = OAuthApp::new(endpoint(platform)?, &oauth.client_id);
-        let app = match &oauth.client_secret {
-            Some(secret) => app.secret(secret.expose())?,
-            None => app,
-        };
-        let store = FileStore::new(&oauth.token_file);
-        let is_missing = store.load().await?.is_none();
-        let tokens = Tokens(Arc::new(Held { refresh: app.refreshing(store), is_missing: is_missing.into(), tasks }));
+    /// `config` ([`Kind::Precondition`]) when the refresh token's store cannot be read, or others may read its file.
+    pub(crate) async fn open(
+        config: &Config,
+        oauth: &OAuth,
+        secrets: &mut Secrets,
+        tasks: TaskTracker,
+    ) -> Result<Self, Error> {
+        let app = OAuthApp::new(endpoint(&config.platform)?, &oauth.client_id);
+        if let Some(secret) = &oauth.client_secret {
+            let app = app.clone();
+            secrets.follow(secret, move |secret| app.set_secret(text(secret)?))?;
+        }
+        let (store, key) = Store::open(oauth, secrets)?;
+        let is_missing = store.load().await.map_err(|error| config.refused(key, error))?.is_none();
+        let refresh = app.refreshing(store.clone());
+        let tokens = Tokens(Arc::new(Held { refresh, store, is_missing: is_missing.into(), tasks }));
         let redirect_uri =
             oauth.public_url.join(CALLBACK).map_err(|e| Error::new(Kind::Internal, "redirect_uri").with_source(e))?;
         Ok(Self {
@@ -104,7 +113,7 @@ impl Consent {
             pending: Pending::default(),
             is_https: redirect_uri.scheme_str() == Some("https"),
             redirect_uri: redirect_uri.to_string(),
-            password: oauth.password.clone(),
+            password: secrets.of(&oauth.password),
         })
     }
 
@@ -114,10 +123,19 @@ impl Consent {
     }
 
     /// Whether the bot may act for somebody, as far as it knows.
-    pub(crate) fn state(&self) -> &'static str {
-        match self.tokens.0.is_missing.load(Ordering::Relaxed) {
-            true => "open /oauth/start",
-            false => "ok",
+    pub(crate) async fn state(&self) -> &'static str {
+        let Held { is_missing, store, .. } = &*self.tokens.0;
+        if !is_missing.load(Ordering::Relaxed) {
+            return "ok";
+        }
+        // Somebody may have consented at another node. A token that was sent already is the one that was refused.
+        match store.load().await {
+            Ok(Some(token)) if token.sent() == 0 => {
+                is_missing.store(false, Ordering::Relaxed);
+                "ok"
+            }
+            Ok(_) => "open /oauth/start",
+            Err(error) => error.reason(),
         }
     }
 
@@ -163,8 +181,9 @@ impl Consent {
         };
         let credentials = STANDARD.decode(credentials.trim()).unwrap_or_default();
         let Some(colon) = credentials.iter().position(|byte| *byte == b':') else { return false };
-        let password = self.password.expose().as_bytes();
-        scheme.eq_ignore_ascii_case("basic") && verify_slices_are_equal(&credentials[colon + 1..], password).is_ok()
+        let Ok(password) = self.password.current() else { return false };
+        let is_long = password.expose().len() >= MIN_PASSWORD;
+        scheme.eq_ignore_ascii_case("basic") && is_long && password.matches(&credentials[colon + 1..])
     }
 
     /// What became of the consent that the browser comes back from.

@@ -68,8 +68,9 @@ impl Readiness {
         let mut ready = [conversations, sessions, platform].iter().all(|state| matches!(*state, "ok" | "not_used"));
         let mut parts = json!({ "conversations": conversations, "sessions": sessions, "platform": platform });
         if let Some(consent) = &self.app.consent {
-            ready &= consent.state() == "ok";
-            parts["consent"] = consent.state().into();
+            let state = timeout(TIMEOUT, consent.state()).await.unwrap_or("timeout");
+            ready &= state == "ok";
+            parts["consent"] = state.into();
         }
         (ready, parts)
     }

@@ -1,5 +1,6 @@
 //! Secrets that change while the service runs: where they come from, and what becomes of a new version.
 
+mod both;
 mod connect;
 mod token;
 
@@ -55,27 +56,23 @@ impl Secrets {
 
     async fn fill(&mut self, config: &mut Config) -> Result<(), Error> {
         let places = config.clone();
-        let refused = |key: &str, error: Error| {
-            let message = places.wrong(key, error.message()).to_string();
-            Error::new(Kind::Precondition, "config").with_message(message).with_source(error)
-        };
         let how = config.secrets;
         if let Some(vault) = &config.vault {
-            self.vault = Some(connect::session(vault, how.poll).await.map_err(|error| refused("vault", error))?);
+            self.vault = Some(connect::session(vault, how.poll).await.map_err(|e| places.refused("vault", e))?);
         }
         let mut fields = HashMap::new();
         for (key, secret) in config.secrets_mut() {
-            let handle = self.handle(secret.source(), how, &mut fields).await.map_err(|error| refused(&key, error))?;
+            let handle = self.handle(secret.source(), how, &mut fields).await;
+            let handle = handle.map_err(|error| places.refused(&key, error))?;
             let Some(handle) = handle else { continue };
             let current = handle.current()?;
-            let text = current.expose_str().filter(|text| !text.is_empty());
-            let text = text.ok_or_else(|| Error::new(Kind::Invalid, "secret_text").with_message("expected text"));
-            secret.fill(text.map_err(|error| refused(&key, error))?);
+            secret.fill(text(&current).map_err(|error| places.refused(&key, error))?);
         }
         if let (Some(vault), Some(role)) = (&self.vault, &config.storage.credentials) {
             let database = Database::new(&role.vault_role);
             let database = role.mount.iter().fold(database, |database, mount| database.mount(mount));
-            let credentials = vault.database(database).await.map_err(|error| refused("storage.credentials", error))?;
+            let credentials = vault.database(database).await;
+            let credentials = credentials.map_err(|error| places.refused("storage.credentials", error))?;
             let watch = credentials.watch();
             config.storage.conversations = as_user(&config.storage.conversations, &*credentials.current()?)?;
             self.credentials = Some((credentials, watch));
@@ -113,7 +110,8 @@ impl Secrets {
         Ok(Some(handle))
     }
 
-    fn of(&self, secret: &config::Secret) -> Secret {
+    /// The secret as it is at any time.
+    pub(crate) fn of(&self, secret: &config::Secret) -> Secret {
         let handle = self.handles.get(secret.source()).cloned();
         handle.unwrap_or_else(|| Secret::fixed(SecretBytes::new(secret.expose())))
     }
@@ -156,11 +154,55 @@ impl Secrets {
     /// # Errors
     /// `token_malformed`: it cannot be sent.
     pub(crate) fn token(&mut self, secret: &config::Secret) -> Result<Given, Error> {
-        let handle = self.of(secret);
-        let watch = handle.watch();
-        let given = Given::new(&*handle.current()?)?;
-        self.tasks.spawn(given.clone().follow(watch));
+        let given = Given::new(&*self.of(secret).current()?)?;
+        self.follow(secret, {
+            let given = given.clone();
+            move |secret| given.set(secret)
+        })?;
         Ok(given)
+    }
+
+    /// Gives `apply` the secret, now and whenever there is another one.
+    ///
+    /// # Errors
+    /// Those of `apply` now. Later ones are events, and what was applied last stays.
+    pub(crate) fn follow(
+        &mut self,
+        secret: &config::Secret,
+        apply: impl Fn(&SecretBytes) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let handle = self.of(secret);
+        let mut watch = handle.watch();
+        apply(&*handle.current()?)?;
+        self.tasks.spawn(async move {
+            while let Some(secret) = watch.changed().await {
+                if let Err(error) = apply(&secret) {
+                    tracing::warn!(reason = error.reason(), %error, "a new secret is refused: the last one stays");
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// The same for two secrets that belong together. One that is new waits so long for the other. They stay as they are where
+    /// one of them has no source that is followed.
+    ///
+    /// # Errors
+    /// As [`Secrets::follow`].
+    pub(crate) fn follow_both(
+        &mut self,
+        secrets: [&config::Secret; 2],
+        wait: Duration,
+        apply: impl Fn(&SecretBytes, &SecretBytes) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let both = secrets.map(|secret| self.of(secret));
+        let watches = both.each_ref().map(Secret::watch);
+        let apply = move || apply(&*both[0].current()?, &*both[1].current()?);
+        apply()?;
+        if secrets.iter().all(|secret| *secret.source() != Source::Fixed) {
+            self.tasks.spawn(both::follow(watches, wait, apply));
+        }
+        Ok(())
     }
 
     /// Lets the store and the sessions change over whenever their URLs or credentials change.
@@ -193,6 +235,15 @@ impl Secrets {
             vault.shutdown().await;
         }
     }
+}
+
+/// A secret as text.
+///
+/// # Errors
+/// `secret_text` ([`Kind::Invalid`]): it is none, or empty.
+pub(crate) fn text(secret: &SecretBytes) -> Result<&str, Error> {
+    let text = secret.expose_str().filter(|text| !text.is_empty());
+    text.ok_or_else(|| Error::new(Kind::Invalid, "secret_text").with_message("expected text"))
 }
 
 fn accepted(handles: &[Secret]) -> Result<Vec<Key>, Error> {

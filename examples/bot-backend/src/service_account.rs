@@ -2,33 +2,36 @@
 
 use std::time::Duration;
 
-use coze_core::{BoxError, Error, Kind};
+use coze_core::Error;
 
 use crate::{
-    config::{Platform, ServiceAccount},
+    config::{Config, ServiceAccount},
+    secrets::{Secrets, text},
     transport::{Transport, endpoint},
 };
 
 /// How long a token is asked for.
 const DURATION: Duration = Duration::from_secs(3600);
+/// How long a source may take to give what is new, once it is looked at.
+const READ: Duration = Duration::from_secs(10);
 
-/// What gets tokens, with an assertion signed anew each time.
+/// What gets tokens, with an assertion signed anew each time, with the key that there is then.
 ///
 /// # Errors
-/// `private_key` ([`Kind::Precondition`]) when the file cannot be read or holds no RSA key.
+/// `config` ([`coze_core::Kind::Precondition`]) when the key is no RSA key.
 pub(crate) fn open(
-    platform: &Platform,
+    config: &Config,
     account: &ServiceAccount,
+    secrets: &mut Secrets,
 ) -> Result<coze_auth::ServiceAccount<Transport>, Error> {
-    let wrong = |what: &str, error: BoxError| {
-        let file = account.private_key_file.display();
-        Error::new(Kind::Precondition, "private_key")
-            .with_message(format!("the private key file {file} {what}"))
-            .with_source(error)
-    };
-    let pem = std::fs::read(&account.private_key_file).map_err(|e| wrong("cannot be read", e.into()))?;
-    let pem = String::from_utf8_lossy(&pem);
-    coze_auth::ServiceAccount::new(endpoint(platform)?, &account.client_id, &account.key_id, &pem)
-        .map_err(|e| wrong("holds no RSA key in PEM", e.into()))?
-        .duration(DURATION)
+    let (key_id, key) = (&account.key_id, &account.private_key);
+    let open =
+        coze_auth::ServiceAccount::new(endpoint(&config.platform)?, &account.client_id, key_id.expose(), key.expose());
+    let open = open.map_err(|error| config.refused("platform.service_account.private_key", error))?;
+    // A key without its id would be refused.
+    secrets.follow_both([key_id, key], config.secrets.poll * 2 + READ, {
+        let open = open.clone();
+        move |key_id, key| open.set_key(text(key_id)?, text(key)?)
+    })?;
+    open.duration(DURATION)
 }

@@ -29,6 +29,7 @@ use crate::{
     limits, message, oauth,
     platform::{self, Platform},
     plugin,
+    replays::Replays,
     secrets::Secrets,
     transport,
     webhook::webhook,
@@ -187,15 +188,15 @@ fn signatures(config: &Config, secrets: &mut Secrets) -> Result<Webhook, Error> 
 }
 
 fn callbacks(config: &Config, secrets: &mut Secrets) -> Result<Callbacks, Error> {
-    let callbacks = Callbacks::new("/callback");
+    let (callbacks, replays) = (Callbacks::new("/callback"), Replays::open(config, secrets)?);
     for bot in config.bots.iter().filter(|bot| !bot.verify_tokens.is_empty()) {
-        let (table, id) = (callbacks.clone(), bot.id.clone());
+        let (table, id, replays) = (callbacks.clone(), bot.id.clone(), replays.of_one_bot());
         let (limit, time) = (config.http.body_limit.get(), config.http.body_timeout);
         secrets.keys(&bot.verify_tokens, move |tokens| {
             let policy = match table.get(&id) {
                 // It goes on knowing which callbacks there were.
                 Some(policy) => policy.tokens(tokens)?,
-                None => Callback::new(id.as_str(), tokens)?.limit(limit).timeout(time),
+                None => Callback::new(id.as_str(), tokens)?.limit(limit).timeout(time).store(replays.clone()),
             };
             table.set(&id, policy);
             Ok(())

@@ -1,5 +1,6 @@
 use std::{fmt, sync::Arc, time::SystemTime};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use coze_core::{BoxError, Error};
 use http::{HeaderValue, Request, Response};
@@ -14,11 +15,13 @@ use crate::{Token, lifetime};
 pub(super) const TOKEN: &str = "/api/permission/oauth2/token";
 
 /// An OAuth app that acts for people (coze-platform.md §1.3 to §1.5): who consented in a browser, or on another device.
+/// Clones share the secret.
 #[derive(Clone)]
 pub struct OAuthApp<S> {
     pub(super) endpoint: Endpoint<S>,
     pub(super) client_id: Arc<str>,
-    pub(super) secret: Option<HeaderValue>,
+    /// Replaced while others send it.
+    secret: Arc<ArcSwapOption<HeaderValue>>,
 }
 
 /// What a person granted.
@@ -34,7 +37,7 @@ impl<S> OAuthApp<S> {
     /// The app `client_id`, which has no secret: PKCE and device flow.
     #[must_use]
     pub fn new(endpoint: Endpoint<S>, client_id: &str) -> Self {
-        Self { endpoint, client_id: client_id.into(), secret: None }
+        Self { endpoint, client_id: client_id.into(), secret: Arc::default() }
     }
 
     /// The app's secret, which goes along when a code is exchanged, with PKCE or without, and with the refreshes that follow.
@@ -42,7 +45,23 @@ impl<S> OAuthApp<S> {
     /// # Errors
     /// Those of [`Token::bearer`].
     pub fn secret(self, secret: &str) -> Result<Self, Error> {
-        Ok(Self { secret: Some(Token::bearer(secret)?.header().clone()), ..self })
+        let app = Self { secret: Arc::default(), ..self };
+        app.set_secret(secret)?;
+        Ok(app)
+    }
+
+    /// Sends this secret from now on, also from all clones, and with the refreshes of [`OAuthApp::refreshing`].
+    ///
+    /// # Errors
+    /// Those of [`Token::bearer`]; then the secret stays.
+    pub fn set_secret(&self, secret: &str) -> Result<(), Error> {
+        self.secret.store(Some(Arc::new(Token::bearer(secret)?.header().clone())));
+        Ok(())
+    }
+
+    /// What proves to the platform that it is this app that asks.
+    pub(super) fn authorization(&self) -> Option<HeaderValue> {
+        self.secret.load().as_deref().cloned()
     }
 
     /// Where to send a person's browser. It comes back to `redirect_uri` with a `code` and this `state`, which the caller
@@ -100,7 +119,7 @@ where
             body["code_verifier"] = pkce.verifier().into();
         }
         // PKCE proves the browser's part of it and takes nobody's secret away (RFC 9700 §2.1.1).
-        let granted = self.endpoint.ask(TOKEN, self.secret.clone(), &body).await?;
+        let granted = self.endpoint.ask(TOKEN, self.authorization(), &body).await?;
         granted_of(&granted, self.endpoint.now())
     }
 

@@ -155,7 +155,7 @@ where
         let body = json!({
             "grant_type": "refresh_token", "client_id": &*app.client_id, "refresh_token": known.expose(),
         });
-        let error = match app.endpoint.ask(TOKEN, app.secret.clone(), &body).await {
+        let error = match app.endpoint.ask(TOKEN, app.authorization(), &body).await {
             Ok(answer) => {
                 let token = token_of(&answer, app.endpoint.now());
                 let next = answer.get("refresh_token").and_then(Value::as_str).filter(|text| !text.is_empty());

@@ -4,6 +4,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::{rand::SystemRandom, rsa::KeyPair, signature::RSA_PKCS1_SHA256};
 use base64::{
     Engine,
@@ -25,6 +26,7 @@ const ASSERTION_SECONDS: u64 = 600;
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
 /// Tokens of a service account (coze-platform.md §1.6): each is asked for with an assertion that is signed for this try only.
+/// Clones share the key, also those that ask for something else, such as for another session.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -45,7 +47,9 @@ const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 #[derive(Clone)]
 pub struct ServiceAccount<S> {
     endpoint: Endpoint<S>,
-    signer: Arc<Signer>,
+    client_id: Arc<str>,
+    /// Replaced while others sign.
+    signer: Arc<ArcSwap<Signer>>,
     path: Arc<str>,
     /// Claims besides those that every assertion has.
     claims: Map<String, Value>,
@@ -54,7 +58,6 @@ pub struct ServiceAccount<S> {
 }
 
 struct Signer {
-    client_id: String,
     /// The header of every assertion, encoded.
     header: String,
     key: KeyPair,
@@ -66,20 +69,25 @@ impl<S> ServiceAccount<S> {
     /// # Errors
     /// `private_key`, [`Kind::Precondition`]: it is not an RSA key of 2048 to 8192 bits in PEM.
     pub fn new(endpoint: Endpoint<S>, client_id: &str, key_id: &str, private_key: &str) -> Result<Self, Error> {
-        let key = rsa(private_key).ok_or_else(|| {
-            Error::new(Kind::Precondition, "private_key")
-                .with_message("the private key is not an RSA key of at least 2048 bits in PEM")
-        })?;
-        let header = json!({ "alg": "RS256", "typ": "JWT", "kid": key_id });
-        let signer = Signer { client_id: client_id.to_owned(), header: part(&header), key };
         Ok(Self {
             endpoint,
-            signer: Arc::new(signer),
+            client_id: client_id.into(),
+            signer: Arc::new(ArcSwap::from_pointee(Signer::new(key_id, private_key)?)),
             path: "/api/permission/oauth2/token".into(),
             claims: Map::new(),
             scope: Map::new(),
             seconds: 900,
         })
+    }
+
+    /// Signs with this key from now on: the next token is asked for with it, by all clones. What the platform gave out before
+    /// goes on serving.
+    ///
+    /// # Errors
+    /// Those of [`ServiceAccount::new`]; then the key stays.
+    pub fn set_key(&self, key_id: &str, private_key: &str) -> Result<(), Error> {
+        self.signer.store(Arc::new(Signer::new(key_id, private_key)?));
+        Ok(())
     }
 
     /// Whose conversations the tokens see: those of different sessions do not see each other's (coze-platform.md §1.10).
@@ -152,20 +160,17 @@ impl<S> ServiceAccount<S> {
     fn assertion(&self) -> Result<String, Error> {
         let now = self.endpoint.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let mut claims = self.claims.clone();
-        claims.insert("iss".to_owned(), self.signer.client_id.as_str().into());
+        claims.insert("iss".to_owned(), (&*self.client_id).into());
         claims.insert("aud".to_owned(), self.endpoint.host().into());
         claims.insert("iat".to_owned(), now.into());
         claims.insert("exp".to_owned(), now.saturating_add(ASSERTION_SECONDS).into());
         claims.insert("jti".to_owned(), random::<32>()?.into());
-        let mut jwt = format!("{}.{}", self.signer.header, part(&Value::Object(claims)));
-        let mut signature = vec![0; self.signer.key.public_modulus_len()];
-        self.signer.key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), jwt.as_bytes(), &mut signature).map_err(
-            |error| {
-                Error::new(Kind::Internal, "token_signing")
-                    .with_message("an assertion cannot be signed")
-                    .with_source(error)
-            },
-        )?;
+        let signer = self.signer.load();
+        let mut jwt = format!("{}.{}", signer.header, part(&Value::Object(claims)));
+        let mut signature = vec![0; signer.key.public_modulus_len()];
+        signer.key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), jwt.as_bytes(), &mut signature).map_err(|error| {
+            Error::new(Kind::Internal, "token_signing").with_message("an assertion cannot be signed").with_source(error)
+        })?;
         jwt.push('.');
         URL_SAFE_NO_PAD.encode_string(signature, &mut jwt);
         Ok(jwt)
@@ -192,10 +197,20 @@ where
 impl<S> fmt::Debug for ServiceAccount<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServiceAccount")
-            .field("client_id", &self.signer.client_id)
+            .field("client_id", &self.client_id)
             .field("host", &self.endpoint.host())
             .field("path", &self.path)
             .finish_non_exhaustive()
+    }
+}
+
+impl Signer {
+    fn new(key_id: &str, private_key: &str) -> Result<Self, Error> {
+        let key = rsa(private_key).ok_or_else(|| {
+            Error::new(Kind::Precondition, "private_key")
+                .with_message("the private key is not an RSA key of at least 2048 bits in PEM")
+        })?;
+        Ok(Self { header: part(&json!({ "alg": "RS256", "typ": "JWT", "kid": key_id })), key })
     }
 }
 

@@ -152,6 +152,29 @@ async fn a_service_account_gets_a_token_and_signs_anew_for_each_try() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_replaced_signs_the_next_assertion_of_every_clone() {
+    let (mut app, old) = App::with_key("c1").expect("a key");
+    let (other, new) = App::with_key("c1").expect("a key");
+    app.keys.extend(other.keys);
+    let ids: Vec<_> = app.keys.iter().map(|(id, _)| id.clone()).collect();
+    let sim = Sim::start(Config { apps: vec![app], ..Config::default() }).await.expect("a free port");
+    let account = ServiceAccount::new(endpoint(&sim), "c1", &ids[0], &old).expect("a key");
+    let of_a_session = account.clone().session_name("u1");
+    let before = of_a_session.refresh().await.expect("granted");
+
+    let error = account.set_key(&ids[1], "no key").expect_err("refused");
+    assert_eq!((error.kind(), error.reason()), (Kind::Precondition, "private_key"));
+    account.refresh().await.expect("the key stays");
+    account.set_key(&ids[1], &new).expect("a key");
+    for account in [&account, &of_a_session] {
+        account.refresh().await.expect("granted");
+    }
+    assert!(works(&sim, &before).await, "what was given out goes on serving");
+    let named: Vec<_> = sim.requests().into_iter().filter_map(|request| request.key_id).collect();
+    assert_eq!(named, [&ids[0], &ids[0], &ids[1], &ids[1]].map(String::clone));
+}
+
+#[tokio::test]
 async fn an_account_that_is_wrong_is_told_so_for_good() {
     let (sim, _) = with_account().await;
     let (_, other) = App::with_key("c1").expect("a key");

@@ -48,6 +48,21 @@ async fn the_next_refresh_token_is_stored_and_used() {
     assert_eq!(platform.sent(), [asked("r1"), asked("r2")]);
 }
 
+#[tokio::test]
+async fn a_secret_that_is_replaced_goes_along_from_then_on() {
+    let platform = Scripted::new([ok(NEXT), ok(NEXT), ok(NEXT), ok(NEXT)]);
+    let app = app(&platform);
+    let (source, other) = (app.refreshing(stored("r1").await), app.clone().secret("s2").expect("valid"));
+    source.refresh().await.expect("granted");
+    assert_eq!(app.set_secret("two words").expect_err("refused").reason(), "token_malformed");
+    source.refresh().await.expect("granted");
+    app.clone().set_secret("s3").expect("valid");
+    source.refresh().await.expect("granted");
+    other.exchange("code", "https://b", None).await.expect("granted");
+    let sent: Vec<_> = platform.sent().into_iter().filter_map(|(_, authorization, _)| authorization).collect();
+    assert_eq!(sent, ["Bearer s1", "Bearer s1", "Bearer s3", "Bearer s2"]);
+}
+
 fn anew() -> Granted {
     Granted { token: Token::bearer("czu_n").expect("valid"), refresh_token: RefreshToken::new("n1") }
 }

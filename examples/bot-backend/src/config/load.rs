@@ -5,7 +5,7 @@ use std::{
 };
 
 use coze_auth::{MAX_KEYS, Static};
-use coze_core::redact;
+use coze_core::{Error, Kind, redact};
 
 use super::{Config, Keeper, OAuth, Places, Secret, place};
 
@@ -89,6 +89,12 @@ impl Config {
     pub(crate) fn wrong(&self, key: &str, message: &str) -> ConfigError {
         let (file, line) = (self.places.file.clone(), self.places.line(key));
         ConfigError { file, line, key: key.to_owned(), message: redact(message).into_owned() }
+    }
+
+    /// The same as an error of the service, of what is found only when it starts.
+    pub(crate) fn refused(&self, key: &str, error: Error) -> Error {
+        let message = self.wrong(key, error.message()).to_string();
+        Error::new(Kind::Precondition, "config").with_message(message).with_source(error)
     }
 
     /// What the type of one key cannot say. For a configuration that was put together or changed; a parsed one is checked.

@@ -1,12 +1,12 @@
 use std::path::PathBuf;
 
-use coze_auth::Static;
+use coze_auth::{RedisStore, Static};
 use serde::Deserialize;
 
 use super::{BaseUrl, Secret, value::parsed};
 
 /// The fewest bytes of a password that nobody guesses over the network.
-const MIN_PASSWORD: usize = 16;
+pub(crate) const MIN_PASSWORD: usize = 16;
 
 /// An OAuth app that acts for the person who consented at `/oauth/start` (coze-platform.md §1.3, §1.4).
 #[derive(Clone, Debug, Deserialize)]
@@ -21,8 +21,10 @@ pub struct OAuth {
     pub public_url: BaseUrl,
     /// Who knows it may begin a consent: else a stranger could have the bot act for themselves. At least 16 bytes.
     pub password: Secret,
-    /// The file that keeps the refresh token. It is made, with mode 0600, in a folder that is there.
-    pub token_file: PathBuf,
+    /// The file that keeps the refresh token. It is made, with mode 0600, in a folder that is there. This or `token_redis`.
+    pub token_file: Option<PathBuf>,
+    /// The Redis that keeps it for several nodes: `redis://…`.
+    pub token_redis: Option<Secret>,
 }
 
 impl OAuth {
@@ -38,6 +40,13 @@ impl OAuth {
         if !self.password.is_open() && self.password.expose().len() < MIN_PASSWORD {
             return Err(("password", "expected at least 16 bytes"));
         }
-        Ok(())
+        match (&self.token_file, &self.token_redis) {
+            (Some(_), Some(_)) => Err(("token_redis", "there is a token_file too: keep one of them")),
+            (None, None) => Err(("token_file", "expected the path of a file, or token_redis for several nodes")),
+            (None, Some(url)) if !url.is_open() && RedisStore::new(url.expose(), "").is_err() => {
+                Err(("token_redis", "expected redis://host:6379"))
+            }
+            _ => Ok(()),
+        }
     }
 }

@@ -73,10 +73,15 @@ impl Config {
         ];
         secrets.extend(self.limits.redis.as_mut().map(|redis| ("limits.redis".to_owned(), redis)));
         secrets.extend(self.platform.token.as_mut().map(|token| ("platform.token".to_owned(), token)));
+        if let Some(account) = &mut self.platform.service_account {
+            secrets.push(("platform.service_account.key_id".to_owned(), &mut account.key_id));
+            secrets.push(("platform.service_account.private_key".to_owned(), &mut account.private_key));
+        }
         if let Some(oauth) = &mut self.platform.oauth {
             secrets.push(("platform.oauth.password".to_owned(), &mut oauth.password));
-            let secret = oauth.client_secret.as_mut();
-            secrets.extend(secret.map(|secret| ("platform.oauth.client_secret".to_owned(), secret)));
+            let some = [("client_secret", &mut oauth.client_secret), ("token_redis", &mut oauth.token_redis)];
+            let some = some.into_iter().filter_map(|(name, secret)| Some((name, secret.as_mut()?)));
+            secrets.extend(some.map(|(name, secret)| (format!("platform.oauth.{name}"), secret)));
         }
         for (at, bot) in self.bots.iter_mut().enumerate() {
             for (name, list) in [("webhook_keys", &mut bot.webhook_keys), ("verify_tokens", &mut bot.verify_tokens)] {

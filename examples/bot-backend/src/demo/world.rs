@@ -68,8 +68,8 @@ impl World {
         std::fs::write(&key_file, key)?;
         let account = ServiceAccount {
             client_id: app.client_id.clone(),
-            key_id: app.keys.first().map(|(id, _)| id.clone()).unwrap_or_default(),
-            private_key_file: key_file,
+            key_id: Secret::new(app.keys.first().map_or("", |(id, _)| id)),
+            private_key: Secret::file(key_file),
             session_per_tenant: true,
         };
         let sim = Sim::start(platform(app)).await?;

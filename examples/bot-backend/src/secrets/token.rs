@@ -2,8 +2,10 @@ use std::{future::Pending, sync::Arc};
 
 use arc_swap::ArcSwap;
 use coze_auth::{Decision, Token, TokenSource};
-use coze_core::{Error, Kind, Retry};
-use coze_secret::{SecretBytes, Watch};
+use coze_core::{Error, Retry};
+use coze_secret::SecretBytes;
+
+use super::text;
 
 /// A token that is given, and may be given anew. Clones share it.
 #[derive(Clone, Debug)]
@@ -11,28 +13,15 @@ pub(crate) struct Given(Arc<ArcSwap<Token>>);
 
 impl Given {
     pub(super) fn new(secret: &SecretBytes) -> Result<Self, Error> {
-        Ok(Self(Arc::new(ArcSwap::from_pointee(token(secret)?))))
+        Ok(Self(Arc::new(ArcSwap::from_pointee(Token::bearer(text(secret)?)?))))
     }
 
-    /// Takes new versions, one after the other.
-    pub(super) async fn follow(self, mut watch: Watch) {
-        while let Some(secret) = watch.changed().await {
-            match token(&secret) {
-                Ok(token) => {
-                    let generation = self.0.load().generation() + 1;
-                    self.0.store(Arc::new(token.with_generation(generation)));
-                }
-                Err(error) => {
-                    tracing::warn!(reason = error.reason(), %error, "a new token is refused: the last one stays");
-                }
-            }
-        }
+    /// Gives another one from now on. One task does that.
+    pub(super) fn set(&self, secret: &SecretBytes) -> Result<(), Error> {
+        let generation = self.0.load().generation() + 1;
+        self.0.store(Arc::new(Token::bearer(text(secret)?)?.with_generation(generation)));
+        Ok(())
     }
-}
-
-fn token(secret: &SecretBytes) -> Result<Token, Error> {
-    let text = secret.expose_str();
-    Token::bearer(text.ok_or_else(|| Error::new(Kind::Internal, "token_malformed").with_message("a token is text"))?)
 }
 
 impl TokenSource for Given {

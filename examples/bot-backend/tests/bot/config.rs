@@ -51,6 +51,8 @@ fn whole(without: &str) -> Config {
         .replace("{ env = \"ACME_VERIFY_TOKEN\" }", "\"v\"")
         .replace("{ env = \"ACME_PLUGIN_KEY\" }", "\"0123456789abcdef0123456789abcdef\"")
         .replace("{ env = \"BOT_OAUTH_SECRET\" }", "\"s\"")
+        .replace("{ file = \"/run/secrets/coze-key.pem\" }", "\"key\"")
+        .replace("{ file = \"/run/secrets/coze-key-id\" }", "\"id\"")
         .replace("{ env = \"BOT_OAUTH_PASSWORD\" }", "\"0123456789abcdef\"");
     parse(&example).expect("good")
 }
@@ -196,6 +198,18 @@ fn a_message_names_file_line_key_and_what_was_expected() {
             "bot.toml:6: platform.oauth.client_secret: expected visible ASCII",
         ),
         (
+            &format!("[platform.oauth]\n{}", OAUTH.replace("token_file", "token_redis")),
+            "bot.toml:5: platform.oauth.token_redis: expected redis://host:6379",
+        ),
+        (
+            &format!("[platform.oauth]\n{OAUTH}token_redis = \"redis://h\""),
+            "bot.toml:6: platform.oauth.token_redis: there is a token_file too: keep one of them",
+        ),
+        (
+            &format!("[platform.oauth]\n{}", OAUTH.replace("token_file = \"f\"", "")),
+            "bot.toml:1: platform.oauth.token_file: expected the path of a file, or token_redis for several nodes",
+        ),
+        (
             &format!("platform.token = \"t\"\n[platform.oauth]\n{OAUTH}"),
             "bot.toml:1: platform.token: there is platform.oauth too: keep one of them",
         ),
@@ -247,7 +261,8 @@ fn a_message_names_file_line_key_and_what_was_expected() {
         assert!(found.starts_with(expected), "{text}\n{found}");
     }
     assert_eq!(parse("").expect_err("nothing"), "bot.toml: bots: expected at least one [[bots]] table");
-    let both = "platform.token = \"t\"\nplatform.service_account = { client_id = \"c\", key_id = \"k\", private_key_file = \"f\" }";
+    let both =
+        "platform.token = \"t\"\nplatform.service_account = { client_id = \"c\", key_id = \"k\", private_key = \"f\" }";
     assert_eq!(wrong(both), "bot.toml:1: platform.token: there is platform.service_account too: keep one of them");
 }
 

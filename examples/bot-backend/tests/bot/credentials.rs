@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bot_backend::{Backend, config::ServiceAccount};
+use bot_backend::{
+    Backend,
+    config::{Secret, ServiceAccount},
+};
 use coze_sim::{App, Config, FaultKind};
 use tempfile::TempDir;
 
@@ -12,10 +15,10 @@ use crate::support::{BOT, POLLING, World, config};
 async fn service_account(session_per_tenant: bool) -> (World, TempDir) {
     let (app, private_key) = App::with_key("10000000000000000000000000000009.app.coze").expect("a key");
     let folder = TempDir::new().expect("a folder");
-    let private_key_file = folder.path().join("key.pem");
-    std::fs::write(&private_key_file, private_key).expect("written");
-    let (client_id, key_id) = (app.client_id.clone(), app.keys[0].0.clone());
-    let account = ServiceAccount { client_id, key_id, private_key_file, session_per_tenant };
+    let file = folder.path().join("key.pem");
+    std::fs::write(&file, private_key).expect("written");
+    let (client_id, key_id) = (app.client_id.clone(), Secret::new(&app.keys[0].0));
+    let account = ServiceAccount { client_id, key_id, private_key: Secret::file(file), session_per_tenant };
     let platform = Config { apps: vec![app], tokens: Vec::new(), ..Config::default() };
     let world = World::with(platform, |config| {
         config.platform.token = None;
@@ -99,14 +102,15 @@ async fn without_credentials_it_does_not_start() {
     let error = Backend::start(&config, false).await.expect_err("no token");
     assert!(error.to_string().contains("BOT_PLATFORM_TOKEN"), "{error}");
 
-    let private_key_file = world.folder.path().join("no.pem");
-    let mut account =
-        ServiceAccount { client_id: "c".into(), key_id: "k".into(), private_key_file, session_per_tenant: true };
-    config.platform.service_account = Some(account.clone());
-    let error = Backend::start(&config, false).await.expect_err("no file").to_string();
-    assert!(error.ends_with("no.pem cannot be read"), "{error}");
-    account.private_key_file = world.folder.path().join("bot.db");
-    config.platform.service_account = Some(account);
-    let error = Backend::start(&config, false).await.expect_err("no key").to_string();
-    assert!(error.ends_with("holds no RSA key in PEM"), "{error}");
+    let (client_id, key_id) = ("c".to_owned(), Secret::new("k"));
+    for (private_key, wrong) in [
+        (Secret::file("/no/such.pem"), "the secret file /no/such.pem cannot be read"),
+        (Secret::new("no key"), "the private key is not an RSA key of at least 2048 bits in PEM"),
+    ] {
+        let (client_id, key_id) = (client_id.clone(), key_id.clone());
+        let account = ServiceAccount { client_id, key_id, private_key, session_per_tenant: true };
+        config.platform.service_account = Some(account);
+        let error = Backend::start(&config, false).await.expect_err("no key").to_string();
+        assert_eq!(error, format!("platform.service_account.private_key: {wrong}"));
+    }
 }

@@ -7,6 +7,7 @@ mod config;
 mod credentials;
 mod demo;
 mod keeping;
+mod keys;
 mod later;
 mod lifecycle;
 mod oauth;

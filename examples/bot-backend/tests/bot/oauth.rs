@@ -7,7 +7,7 @@ use bot_backend::{
     config::{self, Secret},
 };
 use bytes::Bytes;
-use coze_sim::{CLIENT_ID, CLIENT_SECRET, Fault, FaultKind, Sim};
+use coze_sim::{CLIENT_ID, CLIENT_SECRET, Fault, FaultKind, Sim, fingerprint};
 use coze_tests::{Answer, Http};
 use http::Request;
 use http_body_util::Full;
@@ -17,31 +17,36 @@ use tempfile::TempDir;
 use crate::support::{BOT, World, config, eventually};
 
 /// `any:a password of a person`
-const PASSWORD: &str = "Basic YW55OmEgcGFzc3dvcmQgb2YgYSBwZXJzb24=";
-const TOKEN: &str = "/api/permission/oauth2/token";
+pub(crate) const PASSWORD: &str = "Basic YW55OmEgcGFzc3dvcmQgb2YgYSBwZXJzb24=";
+pub(crate) const TOKEN: &str = "/api/permission/oauth2/token";
 
-fn oauth(folder: &TempDir) -> config::OAuth {
+pub(crate) fn oauth(folder: &TempDir) -> config::OAuth {
     config::OAuth {
         client_id: CLIENT_ID.into(),
         client_secret: Some(Secret::new(CLIENT_SECRET)),
         public_url: "http://bot.example".parse().expect("a URL"),
         password: Secret::new("a password of a person"),
-        token_file: folder.path().join("token.json"),
+        token_file: Some(folder.path().join("token.json")),
+        token_redis: None,
     }
 }
 
 /// A world in which the bot needs somebody's consent, and the folder it is kept in.
 async fn without_consent() -> (World, TempDir) {
     let folder = TempDir::new().expect("a folder");
-    let oauth = oauth(&folder);
+    let world = that_needs_consent(oauth(&folder)).await;
+    (world, folder)
+}
+
+pub(crate) async fn that_needs_consent(oauth: config::OAuth) -> World {
     // Nothing but what a person consented to is good for a chat.
     let platform = coze_sim::Config { tokens: Vec::new(), ..coze_sim::Config::default() };
-    let world = World::with(platform, |config| {
+    World::with(platform, |config| {
+        config.secrets.poll = Duration::from_millis(100);
         config.platform.token = None;
         config.platform.oauth = Some(oauth);
     })
-    .await;
-    (world, folder)
+    .await
 }
 
 fn stored(folder: &TempDir) -> Option<String> {
@@ -64,12 +69,12 @@ async fn get(world: &World, path: &str, headers: &[(&str, &str)]) -> Answer {
 }
 
 /// A consent that was begun: the browser's cookie, and what the platform sends it back with.
-struct Begun {
+pub(crate) struct Begun {
     cookie: String,
     back: String,
 }
 
-async fn begin(world: &World) -> Begun {
+pub(crate) async fn begin(world: &World) -> Begun {
     let answer = get(world, "/oauth/start", &[("authorization", PASSWORD)]).await;
     assert_eq!(answer.status, 302, "{}", answer.text());
     let cookie = answer.headers["set-cookie"].to_str().expect("ASCII").split(';').next().expect("a pair").to_owned();
@@ -80,7 +85,7 @@ async fn begin(world: &World) -> Begun {
 }
 
 /// The browser comes back; what the page is headed, and its status.
-async fn come_back(world: &World, begun: &Begun) -> (u16, String) {
+pub(crate) async fn come_back(world: &World, begun: &Begun) -> (u16, String) {
     let answer = get(world, &begun.back, &[("cookie", &format!("theme=dark; {}", begun.cookie))]).await;
     assert_eq!(answer.headers["content-type"], "text/html; charset=utf-8");
     assert!(answer.headers["set-cookie"].to_str().expect("ASCII").starts_with("bot-oauth=; Max-Age=0;"));
@@ -300,6 +305,44 @@ async fn who_consents_anew_is_whom_the_bot_acts_for_from_then_on() {
 }
 
 #[tokio::test]
+async fn the_apps_secret_and_the_password_are_taken_from_their_files_again_when_they_change() {
+    let folder = TempDir::new().expect("a folder");
+    let [secret, password] = ["secret", "password"].map(|name| folder.path().join(name));
+    fs::write(&secret, CLIENT_SECRET).expect("written");
+    fs::write(&password, "a password of a person").expect("written");
+    let (client_secret, password_of) = (Some(Secret::file(&secret)), Secret::file(&password));
+    let world = that_needs_consent(config::OAuth { client_secret, password: password_of, ..oauth(&folder) }).await;
+    let consents = async || assert_eq!(come_back(&world, &begin(&world).await).await.0, 200);
+    let sent = || {
+        let mut sent: Vec<_> = world.sim.requests().into_iter().filter(|request| request.path == TOKEN).collect();
+        assert!(sent.iter().all(|request| request.outcome != "invalid_client"), "{sent:?}");
+        sent.dedup_by(|one, other| one.token == other.token);
+        sent.into_iter().map(|request| request.token.expect("a secret")).collect::<Vec<_>>()
+    };
+    consents().await;
+    assert_eq!(sent(), [fingerprint(CLIENT_SECRET)]);
+    fs::write(&secret, "another-secret").expect("written");
+    let expected = [CLIENT_SECRET, "another-secret"].map(fingerprint);
+    eventually("the new secret goes along", async || {
+        consents().await;
+        sent() == expected
+    })
+    .await;
+
+    // `any:another password of a person`
+    let new = "Basic YW55OmFub3RoZXIgcGFzc3dvcmQgb2YgYSBwZXJzb24=";
+    let start = async |password| get(&world, "/oauth/start", &[("authorization", password)]).await.status.as_u16();
+    assert_eq!((start(PASSWORD).await, start(new).await), (302, 401));
+    fs::write(&password, "another password of a person").expect("written");
+    eventually("the new password counts", async || start(new).await == 302).await;
+    assert_eq!(start(PASSWORD).await, 401);
+    // `any:short`
+    fs::write(&password, "short").expect("written");
+    eventually("one that is too short lets nobody in", async || start(new).await == 401).await;
+    assert_eq!(start("Basic YW55OnNob3J0").await, 401);
+}
+
+#[tokio::test]
 async fn a_token_that_others_may_read_is_not_used() {
     let (world, folder) = without_consent().await;
     let file = folder.path().join("token.json");
@@ -309,7 +352,7 @@ async fn a_token_that_others_may_read_is_not_used() {
     again.platform.token = None;
     again.platform.oauth = Some(oauth(&folder));
     let error = Backend::start(&again, false).await.expect_err("refused").to_string();
-    assert!(error.contains("0600"), "{error}");
+    assert!(error.starts_with("platform.oauth.token_file: others may read") && error.ends_with("0600"), "{error}");
 }
 
 #[tokio::test]

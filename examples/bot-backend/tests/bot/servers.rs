@@ -1,14 +1,25 @@
 //! The same with a real PostgreSQL and a real Redis.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use bot_backend::{Backend, config::Secret, store::Store};
-use coze_sim::Config;
+use bot_backend::{
+    Backend,
+    config::{self as table, Secret},
+    store::Store,
+};
+use bytes::Bytes;
+use coze_sim::{Callback, Config, Pushed};
 use coze_tests::{Postgres, Redis};
-use serde_json::json;
+use http::Request;
+use http_body_util::Full;
+use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::support::{BOT, POLLING, World, config, eventually, message};
+use crate::{
+    oauth::{TOKEN, begin, come_back, oauth, that_needs_consent},
+    support::{BOT, POLLING, VERIFY, World, config, eventually, message},
+};
 
 async fn with(postgres: &Postgres, redis: &Redis) -> World {
     World::with(Config::default(), |config| {
@@ -16,6 +27,14 @@ async fn with(postgres: &Postgres, redis: &Redis) -> World {
         config.storage.sessions = Secret::new(&redis.url());
     })
     .await
+}
+
+/// A message for this node.
+fn addressed(world: &World, node: &Backend, sent: &Value) -> Request<Full<Bytes>> {
+    let mut request = world.signed(sent);
+    let url = format!("{}{}", node.url(), request.uri().path());
+    *request.uri_mut() = url.parse().expect("a URL");
+    request
 }
 
 #[tokio::test]
@@ -56,12 +75,7 @@ async fn the_three_limits_are_kept_for_all_nodes_together() {
     let mut other = config(&one.sim, &one.folder);
     change(&mut other);
     let two = Backend::start(&other, false).await.expect("started");
-    let to = |node: &Backend, sent: &serde_json::Value| {
-        let mut request = one.signed(sent);
-        let url = format!("{}{}", node.url(), request.uri().path());
-        *request.uri_mut() = url.parse().expect("a URL");
-        one.http.send(request)
-    };
+    let to = |node: &Backend, sent: &Value| one.http.send(addressed(&one, node, sent));
     let refusal = |answer: &coze_tests::Answer| {
         let limit = answer.headers.get("ratelimit-policy").and_then(|limit| limit.to_str().ok().map(str::to_owned));
         (answer.status.as_u16(), limit.unwrap_or_default())
@@ -92,6 +106,118 @@ async fn the_three_limits_are_kept_for_all_nodes_together() {
     assert_eq!(refusal(&second), (429, "\"bot\";q=1;qu=\"concurrent-requests\"".to_owned()));
     eventually("the slot is free again", async || to(&two, &message(BOT, "hello")).await.status == 200).await;
     assert!(one.bot.stop().await && two.stop().await);
+}
+
+/// Pushes an event to a node: a new one, or a copy of one that was pushed.
+async fn push(world: &World, node: &Backend, copied: Option<&Pushed>) -> Pushed {
+    let event = Callback {
+        url: format!("{}/callback/{BOT}", node.url()),
+        verify_token: VERIFY.into(),
+        attempts: 1,
+        event_id: copied.map(|pushed| pushed.event_id.clone()),
+        timestamp: copied.map(|pushed| pushed.timestamp.clone()),
+        nonce: copied.map(|pushed| pushed.nonce.clone()),
+        ..Callback::default()
+    };
+    world.sim.push_callback(&event).await.expect("sent")
+}
+
+#[tokio::test]
+async fn an_event_that_one_node_accepted_is_refused_by_the_other() {
+    let sessions = |config: &mut table::Config, url| config.storage.sessions = url;
+    let limits = |config: &mut table::Config, url| config.limits.redis = Some(url);
+    for set in [sessions, limits] {
+        let redis = Redis::start();
+        let set = |config: &mut table::Config| set(config, Secret::new(&redis.url()));
+        let one = World::with(Config::default(), set).await;
+        // A database of its own, as the one that knows the event's id would not store it twice.
+        let folder = TempDir::new().expect("a folder");
+        let mut other = config(&one.sim, &folder);
+        set(&mut other);
+        let two = Backend::start(&other, false).await.expect("started");
+        let first = push(&one, &one.bot, None).await;
+        assert!(first.accepted, "{first:?}");
+        let copy = push(&one, &two, Some(&first)).await;
+        assert!(copy.status == 401 && copy.body.contains("a request with this id was accepted before"), "{copy:?}");
+        let stored = [one.bot.store(), two.store()].map(async |store| store.events().await.expect("a database"));
+        let [stored, other] = stored;
+        assert_eq!((stored.await, other.await), (1, 0), "one handler saw it, once");
+        assert!(push(&one, &two, None).await.accepted, "another event");
+    }
+}
+
+#[tokio::test]
+async fn events_are_known_in_the_redis_that_is_there_and_by_each_node_while_there_is_none() {
+    let (first, second) = (Redis::start(), Redis::start());
+    let folder = TempDir::new().expect("a folder");
+    let path = folder.path().join("url");
+    fs::write(&path, first.url()).expect("written");
+    let set = |config: &mut table::Config| {
+        config.secrets.poll = Duration::from_millis(100);
+        config.storage.sessions = Secret::file(&path);
+    };
+    let one = World::with(Config::default(), set).await;
+    let mut other = config(&one.sim, &folder);
+    set(&mut other);
+    let two = Backend::start(&other, false).await.expect("started");
+
+    drop(first);
+    let event = push(&one, &one.bot, None).await;
+    assert!(event.accepted, "nobody is refused: {event:?}");
+    assert_eq!(push(&one, &one.bot, Some(&event)).await.status, 401, "this node knows it");
+    assert_eq!(push(&one, &two, Some(&event)).await.status, 200, "the other one does not");
+    fs::write(&path, second.url()).expect("written");
+    eventually("both changed over", async || {
+        let event = push(&one, &one.bot, None).await;
+        push(&one, &two, Some(&event)).await.status == 401
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_node_is_authorised_and_the_other_calls_with_that_token() {
+    let redis = Redis::start();
+    let folder = TempDir::new().expect("a folder");
+    let url = Some(Secret::new(&redis.url()));
+    let oauth = table::OAuth { token_file: None, token_redis: url, ..oauth(&folder) };
+    let world = that_needs_consent(oauth.clone()).await;
+    let mut other = config(&world.sim, &folder);
+    other.platform.token = None;
+    other.platform.oauth = Some(oauth);
+    let two = Backend::start(&other, false).await.expect("started");
+    let is_ready = async |node: &Backend| world.http.get(&format!("{}/readyz", node.url())).await.status == 200;
+    assert!(!is_ready(&two).await, "nobody consented yet");
+    let answered = async |nodes: &[&Backend]| {
+        let mut messages = tokio::task::JoinSet::new();
+        for node in nodes.iter().cycle().take(8) {
+            let (request, http) = (addressed(&world, node, &message(BOT, "hello")), world.http.clone());
+            messages.spawn(async move { http.send(request).await });
+        }
+        let answers = messages.join_all().await;
+        assert!(answers.iter().all(|answer| answer.status == 200), "{}", answers[0].text());
+    };
+    let asked = || world.sim.counts().requests(&format!("POST {TOKEN}"));
+
+    assert_eq!(come_back(&world, &begin(&world).await).await.0, 200);
+    eventually("the other node knows", async || is_ready(&two).await).await;
+    // The exchange of the code, and a refresh of the node whose browser it was.
+    answered(&[&world.bot]).await;
+    assert_eq!(asked(), 2);
+    answered(&[&two]).await;
+    assert_eq!(asked(), 3, "one refresh for all who wait");
+    world.sim.expire_tokens();
+    answered(&[&world.bot, &two]).await;
+    assert_eq!(asked(), 5, "one refresh of each node");
+    let outcomes = world.sim.counts().outcomes(&format!("POST {TOKEN}"), "0");
+    assert_eq!(outcomes, 5, "no refresh token was sent twice");
+    // It is stored: a node that starts now needs nobody.
+    assert!(two.stop().await);
+    let two = Backend::start(&other, false).await.expect("started");
+    assert!(is_ready(&two).await);
+    answered(&[&two]).await;
+    drop(redis);
+    let error = Backend::start(&other, false).await.expect_err("no redis").to_string();
+    assert_eq!(error, "platform.oauth.token_redis: the redis of the refresh token cannot be asked");
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ fn app_role(secret_id: &str, wrapped: bool) -> Option<AppRole> {
 }
 
 /// The table that logs in to this Vault.
-fn login(vault: &Vault) -> table::Vault {
+pub(crate) fn login(vault: &Vault) -> table::Vault {
     table::Vault {
         address: vault.url(),
         namespace: None,
@@ -41,7 +41,7 @@ fn login(vault: &Vault) -> table::Vault {
     }
 }
 
-async fn simulated() -> Vault {
+pub(crate) async fn simulated() -> Vault {
     Vault::start(vault::Config::default()).await.expect("a port")
 }
 
