@@ -1,30 +1,33 @@
+pub(crate) mod edit;
+
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use crate::{
-    Config,
     call::Call,
     entity::{Bot, Workspace},
     reply::{Refusal, Reply},
     state::{Shared, State},
 };
 
-/// When every simulated bot was made and published.
-const MADE_AT: u64 = 1_700_000_000;
+/// When every simulated bot and workflow was made and published.
+pub(crate) const MADE_AT: u64 = 1_700_000_000;
 /// The picture of everything.
-const ICON: &str = "https://example.com/icon.png";
+pub(crate) const ICON: &str = "https://example.com/icon.png";
 
 /// `GET /v1/bot/get_online_info`.
-pub(crate) fn online_info(shared: &Shared, _: &mut State, call: &Call) -> Result<Reply, Refusal> {
-    find(&shared.config, call.need_query("bot_id")?)
+pub(crate) fn online_info(_: &Shared, state: &mut State, call: &Call) -> Result<Reply, Refusal> {
+    find(state, call.need_query("bot_id")?)
 }
 
 /// `GET /v1/bots/:bot_id`.
-pub(crate) fn retrieve(shared: &Shared, _: &mut State, call: &Call) -> Result<Reply, Refusal> {
-    find(&shared.config, &call.args[0])
+pub(crate) fn retrieve(_: &Shared, state: &mut State, call: &Call) -> Result<Reply, Refusal> {
+    find(state, &call.args[0])
 }
 
-fn find(config: &Config, id: &str) -> Result<Reply, Refusal> {
-    let Some(bot) = config.bots.iter().find(|bot| bot.id == id) else {
+fn find(state: &State, id: &str) -> Result<Reply, Refusal> {
+    let Some(bot) = state.bots.iter().find(|bot| bot.id == id) else {
         return Err(Refusal::new(4200, format!("The bot {id} does not exist")));
     };
     Ok(Reply::Data(json!({
@@ -37,8 +40,8 @@ fn find(config: &Config, id: &str) -> Result<Reply, Refusal> {
         "version": MADE_AT.to_string(),
         "bot_mode": 0,
         "owner_user_id": crate::ACCOUNT,
-        "prompt_info": { "prompt": "" },
-        "onboarding_info": { "prologue": format!("I am {}", bot.name), "suggested_questions": bot.follow_ups },
+        "prompt_info": { "prompt": bot.prompt },
+        "onboarding_info": { "prologue": bot.prologue, "suggested_questions": bot.follow_ups },
         "model_info": {
             "model_id": "1", "model_name": "sim", "temperature": 1.0, "top_p": 1.0, "context_round": 30, "max_tokens": 4096,
             "frequency_penalty": 0.0, "presence_penalty": 0.0,
@@ -52,7 +55,7 @@ fn find(config: &Config, id: &str) -> Result<Reply, Refusal> {
 }
 
 /// `GET /v1/bots`.
-pub(crate) fn list(shared: &Shared, _: &mut State, call: &Call) -> Result<Reply, Refusal> {
+pub(crate) fn list(_: &Shared, state: &mut State, call: &Call) -> Result<Reply, Refusal> {
     let workspace = call.need_query("workspace_id")?;
     let published = match call.query("publish_status").unwrap_or("published_online") {
         "published_online" | "published_draft" => Some(true),
@@ -60,7 +63,7 @@ pub(crate) fn list(shared: &Shared, _: &mut State, call: &Call) -> Result<Reply,
         "all" => None,
         _ => return Err(Refusal::param("publish_status is not one of its values")),
     };
-    let (page, total) = page(shared, call, |bot| {
+    let (page, total) = page(state, call, |bot| {
         bot.workspace == workspace && published.is_none_or(|published| bot.published == published)
     })?;
     let item = |bot: &&Bot| {
@@ -74,9 +77,9 @@ pub(crate) fn list(shared: &Shared, _: &mut State, call: &Call) -> Result<Reply,
 }
 
 /// `GET /v1/space/published_bots_list`, the older list.
-pub(crate) fn published(shared: &Shared, _: &mut State, call: &Call) -> Result<Reply, Refusal> {
+pub(crate) fn published(_: &Shared, state: &mut State, call: &Call) -> Result<Reply, Refusal> {
     let workspace = call.need_query("space_id")?;
-    let (page, total) = page(shared, call, |bot| bot.workspace == workspace && bot.published)?;
+    let (page, total) = page(state, call, |bot| bot.workspace == workspace && bot.published)?;
     let item = |bot: &&Bot| {
         json!({
             "bot_id": bot.id, "bot_name": bot.name, "description": bot.description, "icon_url": ICON,
@@ -87,16 +90,12 @@ pub(crate) fn published(shared: &Shared, _: &mut State, call: &Call) -> Result<R
 }
 
 /// One page of the bots that are wanted, and how many there are.
-fn page<'a>(
-    shared: &'a Shared,
-    call: &Call,
-    is_wanted: impl Fn(&Bot) -> bool,
-) -> Result<(Vec<&'a Bot>, usize), Refusal> {
+fn page<'a>(state: &'a State, call: &Call, is_wanted: impl Fn(&Bot) -> bool) -> Result<(Vec<&'a Bot>, usize), Refusal> {
     // The document of one list says `page_num`, that of the other `page_index`; the Python SDK sends the latter to both.
     let name = if call.query("page_num").is_some() { "page_num" } else { "page_index" };
     let number = call.query_number(name, 1, 1, usize::MAX)?;
     let size = call.query_number("page_size", 20, 1, 100)?;
-    let all: Vec<_> = shared.config.bots.iter().filter(|bot| is_wanted(bot)).collect();
+    let all: Vec<_> = state.bots.iter().map(Arc::as_ref).filter(|bot| is_wanted(bot)).collect();
     let page = all.iter().skip((number - 1).saturating_mul(size)).take(size).copied().collect();
     Ok((page, all.len()))
 }

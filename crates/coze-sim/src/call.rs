@@ -99,6 +99,15 @@ impl Fields {
         }
     }
 
+    /// The fields of an object in a field; none where it is not there.
+    pub(crate) fn object(&self, name: &str) -> Result<Self, Refusal> {
+        match self.value(name) {
+            None => Ok(Self(Map::new())),
+            Some(Value::Object(map)) => Ok(Self(map.clone())),
+            Some(_) => Err(Refusal::param(format!("{name} must be an object"))),
+        }
+    }
+
     pub(crate) fn list(&self, name: &str) -> Result<&[Value], Refusal> {
         match self.value(name) {
             None => Ok(&[]),

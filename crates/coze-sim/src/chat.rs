@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -137,8 +139,8 @@ impl Chat {
 }
 
 /// The bot a request names.
-fn bot<'a>(shared: &'a Shared, call: &Call, id: &str) -> Result<&'a Bot, Refusal> {
-    let Some(bot) = shared.config.bots.iter().find(|bot| bot.id == id) else {
+fn bot(state: &State, call: &Call, id: &str) -> Result<Arc<Bot>, Refusal> {
+    let Some(bot) = state.bots.iter().find(|bot| bot.id == id) else {
         return Err(Refusal::new(4006, format!("The requested bot {id} does not exist, please check bot_id")));
     };
     if !call.grant.allows_bot(id) {
@@ -147,7 +149,7 @@ fn bot<'a>(shared: &'a Shared, call: &Call, id: &str) -> Result<&'a Bot, Refusal
     if !bot.published {
         return Err(Refusal::new(4015, "The bot is not published to the channel Agent As API"));
     }
-    Ok(bot)
+    Ok(bot.clone())
 }
 
 /// `POST /v3/chat`.
@@ -159,7 +161,7 @@ pub(crate) fn create(shared: &Shared, state: &mut State, call: &Call) -> Result<
     let saved = body.flag("auto_save_history", true)?;
     let meta = body.meta_data()?;
     let entered = Entered::list(&body, "additional_messages", MAX_MESSAGES)?;
-    let bot = bot(shared, call, id)?;
+    let bot = &*bot(state, call, id)?;
     if !stream && !saved {
         return Err(Refusal::new(4007, "stream=false is only supported with auto_save_history=true"));
     }
@@ -324,10 +326,9 @@ pub(crate) fn submit(shared: &Shared, state: &mut State, call: &Call) -> Result<
         return Err(Refusal::param("the chat does not wait for tool_outputs"));
     }
     let outputs = tool_outputs(&body, &wanted.id)?;
-    let fallback = Bot::new("", "");
-    let bot = shared.config.bots.iter().find(|bot| bot.id == chat.bot).unwrap_or(&fallback);
+    let bot = state.bots.iter().find(|bot| bot.id == chat.bot).cloned().unwrap_or_else(|| Bot::new("", "").into());
     chat.status = Status::InProgress;
-    dialog::plan_after_tools(&mut chat, &outputs, bot, &mut state.ids, call.unix);
+    dialog::plan_after_tools(&mut chat, &outputs, &bot, &mut state.ids, call.unix);
     Ok(run(shared, state, call, chat, &bot.id, Run { is_new: false, stream, done: &json!("[DONE]") }))
 }
 

@@ -219,6 +219,10 @@ pub struct Keep {
     pub chats: usize,
     /// Runs of workflows. Default 1000.
     pub runs: usize,
+    /// Bots that are made while it runs, besides those of [`Config::bots`]. Default 1000.
+    pub bots: usize,
+    /// Variables. Default 1000.
+    pub variables: usize,
     /// Descriptions of files. Default 1000; contents are not kept.
     pub files: usize,
     /// Tokens, refresh tokens, codes, device codes and spent assertions, of each. Default 10 000.
@@ -238,6 +242,8 @@ impl Default for Keep {
             messages: 200,
             chats: 10_000,
             runs: 1000,
+            bots: 1000,
+            variables: 1000,
             files: 1000,
             grants: 10_000,
             faults: 1000,

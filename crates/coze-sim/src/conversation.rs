@@ -216,8 +216,16 @@ pub(crate) fn list_messages(_: &Shared, state: &mut State, call: &Call) -> Resul
 /// The message the two query parameters mean (else 4005).
 fn find_message<'a>(state: &'a mut State, call: &Call) -> Result<&'a mut Message, Refusal> {
     let id = call.need_query("message_id")?;
-    let conversation = find(state, &call.grant, call.need_query("conversation_id")?)?;
-    let found = conversation.messages.iter_mut().find(|message| message.id == id);
+    message_of(state, &call.grant, call.need_query("conversation_id")?, id)
+}
+
+fn message_of<'a>(
+    state: &'a mut State,
+    grant: &Grant,
+    conversation: &str,
+    id: &str,
+) -> Result<&'a mut Message, Refusal> {
+    let found = find(state, grant, conversation)?.messages.iter_mut().find(|message| message.id == id);
     found.ok_or_else(|| Refusal::new(4005, "The message does not exist"))
 }
 
@@ -244,6 +252,23 @@ pub(crate) fn modify_message(_: &Shared, state: &mut State, call: &Call) -> Resu
     message.entered.meta = meta.unwrap_or_else(|| std::mem::take(&mut message.entered.meta));
     message.updated = call.unix;
     Ok(Reply::fields(json!({ "message": message.listed() })))
+}
+
+/// `POST /v1/conversations/:conversation_id/messages/:message_id/feedback`. It is taken and not kept.
+pub(crate) fn feedback(shared: &Shared, state: &mut State, call: &Call) -> Result<Reply, Refusal> {
+    let body = call.object()?;
+    if !matches!(body.need_text("feedback_type")?, "like" | "unlike") {
+        return Err(Refusal::param("feedback_type must be like or unlike"));
+    }
+    body.list("reason_types")?;
+    body.text("comment")?;
+    take_feedback_back(shared, state, call)
+}
+
+/// `DELETE /v1/conversations/:conversation_id/messages/:message_id/feedback`, also where there was none.
+pub(crate) fn take_feedback_back(_: &Shared, state: &mut State, call: &Call) -> Result<Reply, Refusal> {
+    message_of(state, &call.grant, &call.args[0], &call.args[1])?;
+    Ok(Reply::Data(json!({})))
 }
 
 /// `POST /v1/conversation/message/delete`.

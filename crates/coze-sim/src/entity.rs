@@ -20,15 +20,22 @@ pub struct Bot {
     pub answers: Vec<String>,
     /// Questions it suggests after each answer. Default none.
     pub follow_ups: Vec<String>,
+    /// What it was told to be; it answers all the same. Default empty.
+    pub prompt: String,
+    /// What it opens a conversation with. Default `I am ` and its name.
+    pub prologue: String,
 }
 
 impl Bot {
     /// A published bot that repeats what it is told.
     #[must_use]
     pub fn new(id: impl Into<String>, name: impl Into<String>) -> Self {
+        let name = name.into();
         Self {
             id: id.into(),
-            name: name.into(),
+            prologue: format!("I am {name}"),
+            name,
+            prompt: String::new(),
             description: "A simulated bot".into(),
             workspace: WORKSPACE.into(),
             published: true,

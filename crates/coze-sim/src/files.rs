@@ -82,12 +82,28 @@ fn file_name(headers: &str) -> Option<String> {
     parameter(headers.lines().find(is_disposition)?, "filename")
 }
 
-/// A parameter of a header's value, with its quotes taken off.
+/// A parameter of a header's value, with its quotes taken off. Between quotes a semicolon is part of it, and so is a quote
+/// after a backslash (RFC 9110 §5.6.4).
 fn parameter(value: &str, name: &str) -> Option<String> {
-    value.split(';').skip(1).find_map(|part| {
-        let (key, value) = part.trim().split_once('=')?;
-        key.trim().eq_ignore_ascii_case(name).then(|| value.trim().trim_matches('"').to_owned())
-    })
+    let (_, mut rest) = value.split_once(';')?;
+    loop {
+        let (key, after) = rest.split_once('=')?;
+        let (value, next) = match after.strip_prefix('"') {
+            Some(quoted) => {
+                let end = quoted.match_indices('"').find(|(at, _)| !quoted[..*at].ends_with('\\'));
+                let (value, next) = quoted.split_at(end?.0);
+                (value.replace("\\\"", "\""), &next[1..])
+            }
+            None => {
+                let (value, next) = after.split_once(';').unwrap_or((after, ""));
+                (value.trim().to_owned(), next)
+            }
+        };
+        if key.trim_start_matches(';').trim().eq_ignore_ascii_case(name) {
+            return Some(value);
+        }
+        rest = next;
+    }
 }
 
 fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
@@ -126,6 +142,12 @@ mod tests {
     fn the_one_file_of_a_form_is_found() {
         assert_eq!(read(&form(&[FILE])), Ok(("a.txt".into(), 5)));
         assert_eq!(read(&form(&[("name=\"other\"", "x"), FILE])), Ok(("a.txt".into(), 5)));
+        for (given, name) in [("a;b.txt", "a;b.txt"), ("a\\\";b.txt", "a\";b.txt"), ("文件.txt", "文件.txt"), ("", "")]
+        {
+            let disposition = format!("name=\"file\"; filename=\"{given}\"");
+            assert_eq!(read(&form(&[(&disposition, "x")])), Ok((name.into(), 1)));
+        }
+        assert_eq!(read(&form(&[("name=file; filename=a.txt", "x")])), Ok(("a.txt".into(), 1)));
         let tricky = ("name=\"file\"; filename=\"a\"", "\r\n-\r\n--\r\n--c");
         assert_eq!(read(&form(&[tricky])), Ok(("a".into(), tricky.1.len())));
     }

@@ -28,6 +28,7 @@ mod running;
 mod server;
 mod sim;
 mod state;
+mod variables;
 pub mod vault;
 mod workflow;
 

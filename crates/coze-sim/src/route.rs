@@ -1,12 +1,12 @@
 use crate::{
-    bots,
+    bots::{self, edit},
     call::{Call, decode},
     chat, conversation, files,
     limit::Group::{self, Chat, Other, Public, Upload, Workflow},
     oauth,
     reply::{Refusal, Reply},
     state::{Shared, State},
-    workflow,
+    variables, workflow,
 };
 
 pub(crate) type Handler = fn(&Shared, &mut State, &Call) -> Result<Reply, Refusal>;
@@ -29,6 +29,12 @@ const fn route(name: &'static str, permissions: &'static [&'static str], group: 
 /// What lets a channel's app talk to bots, besides a route's own permission.
 const CHANNEL: &str = "Connector.botChat";
 
+/// What somebody thinks of a message.
+const FEEDBACK: [&str; 2] = [
+    "POST /v1/conversations/:conversation_id/messages/:message_id/feedback",
+    "DELETE /v1/conversations/:conversation_id/messages/:message_id/feedback",
+];
+
 /// The endpoints; patterns with names after those without.
 const ROUTES: &[Route] = &[
     route("POST /v3/chat", &["chat", CHANNEL], Chat, chat::create),
@@ -48,6 +54,8 @@ const ROUTES: &[Route] = &[
     route("GET /v1/conversation/message/retrieve", &["retrieveMessage"], Other, conversation::retrieve_message),
     route("POST /v1/conversation/message/modify", &["modifyMessage"], Other, conversation::modify_message),
     route("POST /v1/conversation/message/delete", &["deleteMessage"], Other, conversation::delete_message),
+    route(FEEDBACK[0], &["feedback"], Other, conversation::feedback),
+    route(FEEDBACK[1], &["feedback"], Other, conversation::take_feedback_back),
     route("POST /v1/files/upload", &["uploadFile"], Upload, files::upload),
     route("GET /v1/files/retrieve", &["retrieveFile"], Other, files::retrieve),
     route("POST /v1/workflow/run", &["run"], Workflow, workflow::run),
@@ -56,6 +64,15 @@ const ROUTES: &[Route] = &[
     route("POST /v1/workflows/resume", &["run"], Workflow, workflow::resume),
     route("POST /v1/workflows/chat", &["run"], Workflow, workflow::chat),
     route("GET /v1/workflows/:workflow_id/run_histories/:execute_id", &["listRunHistory"], Workflow, workflow::history),
+    route("GET /v1/workflows", &["listWorkflow"], Other, workflow::list),
+    route("GET /v1/workflows/:workflow_id", &["getMetaData"], Other, workflow::retrieve),
+    route("POST /v1/bot/create", &["createBot"], Other, edit::create),
+    route("POST /v1/bot/update", &["edit"], Other, edit::update),
+    route("POST /v1/bot/publish", &["publish"], Other, edit::publish),
+    route("POST /v1/bots/:bot_id/unpublish", &["disconnectBot", "Connector.disconnectBot"], Other, edit::unpublish),
+    route("POST /v1/templates/:template_id/duplicate", &["createBot"], Other, edit::duplicate),
+    route("GET /v1/variables", &["readVariable"], Other, variables::list),
+    route("PUT /v1/variables", &["updateVariable"], Other, variables::set),
     route("GET /v1/bot/get_online_info", &["getMetadata"], Other, bots::online_info),
     route("GET /v1/bots", &["listBot"], Other, bots::list),
     route("GET /v1/bots/:bot_id", &["getMetadata"], Other, bots::retrieve),

@@ -12,12 +12,14 @@ use crate::{
     capped::Capped,
     chat::Chat,
     conversation::Conversation,
+    entity::Bot,
     fault::Faults,
     ids::Ids,
     limit::Windows,
     oauth::{Code, Device, Refresh},
     record::{Counts, Record},
     running::Running,
+    variables::Variable,
     workflow::Run,
 };
 
@@ -68,6 +70,9 @@ pub(crate) struct State {
     pub(crate) runs: Capped<Run>,
     /// Which run an interrupt belongs to.
     pub(crate) interrupts: Capped<String>,
+    /// The configured ones, and then those that were made.
+    pub(crate) bots: Vec<Arc<Bot>>,
+    pub(crate) variables: Capped<Variable>,
     pub(crate) files: Capped<File>,
     pub(crate) faults: Faults,
     pub(crate) record: Record,
@@ -101,10 +106,21 @@ impl State {
             running: Running::default(),
             runs: Capped::new(keep.runs),
             interrupts: Capped::new(keep.runs),
+            bots: config.bots.iter().cloned().map(Arc::new).collect(),
+            variables: Capped::new(keep.variables),
             files: Capped::new(keep.files),
             faults: Faults::new(keep.faults),
             record: Record::new(keep),
         }
+    }
+
+    /// Keeps a bot that was made; the oldest of them goes where there are too many.
+    pub(crate) fn add_bot(&mut self, shared: &Shared, bot: Bot) {
+        let configured = shared.config.bots.len();
+        if self.bots.len() - configured >= shared.config.keep.bots.max(1) {
+            self.bots.remove(configured);
+        }
+        self.bots.push(Arc::new(bot));
     }
 
     /// Ends all access tokens that OAuth gave out.

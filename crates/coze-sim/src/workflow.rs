@@ -2,10 +2,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
+    bots::{ICON, MADE_AT},
     call::{Call, Fields},
     chat::Start,
     dialog,
-    entity::Bot,
+    entity::{Bot, Workflow},
     message::Entered,
     reply::{Event, Refusal, Reply},
     state::{Shared, State},
@@ -134,6 +135,42 @@ fn keep(state: &mut State, run: Run) {
     } else {
         state.runs.insert(run.id.clone(), run);
     }
+}
+
+/// `GET /v1/workflows`: those of every workspace and app, published unless asked for otherwise.
+pub(crate) fn list(shared: &Shared, _: &mut State, call: &Call) -> Result<Reply, Refusal> {
+    if call.query("workspace_id").or_else(|| call.query("app_id")).is_none() {
+        return Err(Refusal::param("workspace_id or app_id is required"));
+    }
+    let published = match call.query("publish_status").unwrap_or("published_online") {
+        "published_online" => Some(true),
+        "unpublished_draft" => Some(false),
+        "all" => None,
+        _ => return Err(Refusal::param("publish_status is not one of its values")),
+    };
+    let number = call.query_number("page_num", 1, 1, usize::MAX)?;
+    let size = call.query_number("page_size", 10, 1, 100)?;
+    let all = shared.config.workflows.iter();
+    let all: Vec<_> = all.filter(|it| published.is_none_or(|published| it.published == published)).collect();
+    let start = (number - 1).saturating_mul(size);
+    let page: Vec<_> = all.iter().skip(start).take(size).map(|workflow| basic(workflow)).collect();
+    Ok(Reply::Data(json!({ "items": page, "has_more": all.len() > start.saturating_add(size) })))
+}
+
+/// `GET /v1/workflows/:workflow_id`.
+pub(crate) fn retrieve(shared: &Shared, _: &mut State, call: &Call) -> Result<Reply, Refusal> {
+    match shared.config.workflows.iter().find(|workflow| workflow.id == call.args[0]) {
+        Some(workflow) => Ok(Reply::Data(json!({ "workflow_detail": basic(workflow) }))),
+        None => Err(Refusal::new(4200, format!("The workflow {} does not exist", call.args[0]))),
+    }
+}
+
+fn basic(workflow: &Workflow) -> Value {
+    json!({
+        "workflow_id": workflow.id, "workflow_name": workflow.name, "description": "A simulated workflow",
+        "icon_url": ICON, "app_id": "0", "created_at": MADE_AT, "updated_at": MADE_AT,
+        "creator": { "id": crate::ACCOUNT, "name": "Simulated" },
+    })
 }
 
 /// `POST /v1/workflow/run`.

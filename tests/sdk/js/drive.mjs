@@ -1,11 +1,13 @@
 // Drives a platform through @coze/api and prints what came of each call as one JSON object: {"calls":[{"name","ok","got"}]}.
 //
-// Usage: COZE_SDK=folder drive.mjs URL SETTINGS. First every call of coze-platform.md 7.2, then every bad answer of
-// ../bad_answers.json. `got` says in the same words as drive.py what the SDK returned, or what it threw. Last come the calls of
+// Usage: COZE_SDK=folder drive.mjs URL SETTINGS. First every call of coze-platform.md 7.2 and scenarios.mjs, then every
+// bad answer of ../bad_answers.json. `got` says in the same words as drive.py what the SDK returned, or what it threw. Last come the calls of
 // ../gateway.json, through gateways.
 
 import { createReadStream, readFileSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
+
+import { scenarios } from './scenarios.mjs';
 
 const require = createRequire(`${process.env.COZE_SDK}/package.json`);
 const oauth = require('@coze/api');
@@ -53,11 +55,12 @@ async function events(stream) {
   return { events: names.map(String), text };
 }
 
+/** The same of a workflow. */
 async function workflowEvents(stream) {
   const names = [];
   let text = '';
   for await (const { event, data } of stream) {
-    names.push(event);
+    if (!names.includes(event)) names.push(event);
     text += data?.content ?? '';
   }
   return { events: names, text };
@@ -127,9 +130,9 @@ const workspaces = async () => ({ some: (await coze.workspaces.list({ page_num: 
 
 const me = async (client = coze) => ({ has_id: Boolean((await client.users.me()).user_id) });
 
-async function jwt() {
+function jwtToken(sessionName) {
   const { client_id: appId, key_id: keyid, key: privateKey } = settings.jwt;
-  return token(await oauth.getJWTToken({ baseURL, appId, aud: new URL(baseURL).host, keyid, privateKey }));
+  return oauth.getJWTToken({ baseURL, appId, aud: new URL(baseURL).host, keyid, privateKey, sessionName });
 }
 
 /** The code that somebody gets who says yes to everything. */
@@ -162,9 +165,9 @@ async function control(path, body, method = 'POST') {
   if (!answer.ok) throw new Error(`${path} was refused: ${await answer.text()}`);
 }
 
-async function device(approved = true) {
-  const code = await oauth.getDeviceCode({ baseURL, clientId });
-  if (approved) await control('/_sim/device/approve', { user_code: code.user_code });
+async function device(approve) {
+  const code = await oauth.getDeviceCode({ baseURL, clientId, workspaceId: settings.workspace });
+  if (approve !== undefined) await control('/_sim/device/approve', { user_code: code.user_code, approve });
   const answer = await oauth.getDeviceToken({ baseURL, clientId, deviceCode: code.device_code });
   return { ...token(answer), has_url: Boolean(code.verification_uri) };
 }
@@ -191,13 +194,16 @@ const NORMAL = {
   'workflows.runs.stream': workflowStream,
   'workspaces.list': workspaces,
   'users.me': () => me(),
-  'oauth.jwt': jwt,
+  'oauth.jwt': async () => token(await jwtToken()),
   'oauth.web': web,
   'oauth.pkce': pkce,
-  'oauth.device': device,
-  'oauth.device.pending': () => device(false),
+  'oauth.device': () => device(true),
+  'oauth.device.pending': () => device(undefined),
+  'oauth.device.refused': () => device(false),
 };
-for (const [name, call] of Object.entries(NORMAL)) await record(name, () => call());
+const tell = { ask, control, consent, events, jwtToken, me, redirectUrl, token, workflowEvents };
+const more = scenarios({ coze, oauth, settings, baseURL, tell });
+for (const [name, call] of Object.entries({ ...NORMAL, ...more })) await record(name, () => call());
 
 // Each bad answer meets a call that makes one request; what that needs was there before. What the simulator never says comes
 // as it stands there from a server of canned answers, one per path.

@@ -1,36 +1,41 @@
 """Drives a platform through cozepy and prints what came of each call as one JSON object: {"calls":[{"name","ok","got"}]}.
 
-Usage: drive.py URL SETTINGS. First every call of coze-platform.md 7.2, then every bad answer of ../bad_answers.json. `got` says
-in the same words as drive.mjs what the SDK returned, or what it raised. Last come the calls of ../gateway.json, through gateways.
+Usage: drive.py URL SETTINGS. First every call of coze-platform.md 7.2 and scenarios.py, then every bad answer of
+../bad_answers.json. `got` says in the same words as drive.mjs what the SDK returned, or what it raised. Last come the calls of
+../gateway.json, through gateways.
 """
 
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
-import httpx
-from cozepy import (
-    Coze,
-    DeviceOAuthApp,
-    JWTOAuthApp,
-    Message,
-    PKCEOAuthApp,
-    SyncHTTPClient,
-    TokenAuth,
-    ToolOutput,
-    WebOAuthApp,
+from common import (
+    BAD_ANSWERS,
+    BOT,
+    CLIENT,
+    REDIRECT,
+    SECRET,
+    SETTINGS,
+    URL,
+    WORKFLOW,
+    WORKSPACE,
+    ask,
+    consent,
+    control,
+    conversation,
+    coze,
+    events,
+    finished,
+    jwt_app,
+    kinds,
+    me,
+    shown,
+    token,
+    workflow_events,
 )
+from cozepy import Coze, DeviceOAuthApp, PKCEOAuthApp, SyncHTTPClient, TokenAuth, ToolOutput, WebOAuthApp
+from scenarios import SCENARIOS
 
-URL, SETTINGS = sys.argv[1], json.loads(sys.argv[2])
-BOT, WORKFLOW, CLIENT, SECRET = (SETTINGS[name] for name in ("bot", "workflow", "client_id", "client_secret"))
-BAD_ANSWERS = Path(__file__).parent.parent / "bad_answers.json"
-REDIRECT = "http://localhost/back"
-coze = Coze(auth=TokenAuth(SETTINGS["token"]), base_url=URL)
-# The simulator's own endpoints. One client, because making one takes longer than what it is asked for.
-control = httpx.Client(base_url=f"{URL}/_sim")
 calls = []
 
 
@@ -45,46 +50,6 @@ def record(name, call, words=False):
         if words:
             got.update(msg=getattr(error, "msg", str(error)))
         calls.append({"name": name, "ok": False, "got": got})
-
-
-def ask(text="hello"):
-    return {"bot_id": BOT, "user_id": "user_1", "additional_messages": [Message.build_user_question_text(text)]}
-
-
-def finished(client=coze, text="hello"):
-    """A chat that has its answer, or waits for the output of a tool. Polling would take a second."""
-    return [event.chat for event in client.chat.stream(**ask(text)) if event.chat][-1]
-
-
-def shown(chat):
-    return {"status": chat.status.value, "has_ids": bool(chat.id and chat.conversation_id)}
-
-
-def kinds(messages):
-    return [f"{message.role.value}/{message.type.value}" for message in messages]
-
-
-def events(stream):
-    """The events of a chat stream, repetitions left out, and the text of its deltas."""
-    names, text = [], ""
-    for event in stream:
-        if event.event.value not in names:
-            names.append(event.event.value)
-        if event.event.value == "conversation.message.delta":
-            text += event.message.content
-    return {"events": names, "text": text}
-
-
-def workflow_events(stream):
-    names, text = [], ""
-    for event in stream:
-        names.append(event.event.value)
-        text += (event.message and event.message.content) or ""
-    return {"events": names, "text": text}
-
-
-def token(answer):
-    return {"has_token": bool(answer.access_token), "absolute": answer.expires_in > 1_000_000_000}
 
 
 def create(client=coze):
@@ -124,10 +89,6 @@ def submit(stream):
     return events(answer) if stream else shown(answer)
 
 
-def conversation():
-    return coze.conversations.create(bot_id=BOT)
-
-
 def conversations_list():
     made = conversation()
     return {"found": made.id in [one.id for one in coze.conversations.list(bot_id=BOT)]}
@@ -158,20 +119,8 @@ def workspaces():
     return {"some": len([one.name for one in coze.workspaces.list()]) > 0}
 
 
-def me(client=coze):
-    return {"has_id": bool(client.users.me().user_id)}
-
-
 def jwt():
-    key = SETTINGS["jwt"]
-    return token(JWTOAuthApp(key["client_id"], key["key"], key["key_id"], base_url=URL).get_access_token(ttl=900))
-
-
-def consent(url):
-    """The code that somebody gets who says yes to everything."""
-    while not url.startswith(REDIRECT):
-        url = str(httpx.get(url, follow_redirects=False).next_request.url)
-    return parse_qs(urlsplit(url).query)["code"][0]
+    return token(jwt_app().get_access_token(ttl=900))
 
 
 def web():
@@ -189,9 +138,9 @@ def pkce():
 
 def device(approved=True):
     app = DeviceOAuthApp(CLIENT, base_url=URL)
-    code = app.get_device_code()
-    if approved:
-        control.post("/device/approve", json={"user_code": code.user_code}).raise_for_status()
+    code = app.get_device_code(workspace_id=WORKSPACE)
+    if approved is not None:
+        control.post("/device/approve", json={"user_code": code.user_code, "approve": approved}).raise_for_status()
     return {**token(app.get_access_token(code.device_code)), "has_url": bool(code.verification_url)}
 
 
@@ -219,9 +168,10 @@ NORMAL = {
     "oauth.web": web,
     "oauth.pkce": pkce,
     "oauth.device": device,
-    "oauth.device.pending": lambda: device(approved=False),
+    "oauth.device.pending": lambda: device(approved=None),
+    "oauth.device.refused": lambda: device(approved=False),
 }
-for name, call in NORMAL.items():
+for name, call in {**NORMAL, **SCENARIOS}.items():
     record(name, call)
 
 # Each bad answer meets a call that makes one request; what that needs was there before. What the simulator never says comes

@@ -10,7 +10,7 @@ use axum::{
     Router,
     http::{Uri, header::CONTENT_TYPE},
 };
-use coze_sim::{App, BOT, CLIENT_ID, CLIENT_SECRET, Config, Limits, OAuth, Sim, TOKEN, WORKFLOW};
+use coze_sim::{App, BOT, CLIENT_ID, CLIENT_SECRET, Config, Limits, OAuth, Sim, TOKEN, WORKFLOW, WORKSPACE};
 use coze_tests::{Sdk, free_port, run_sdk};
 use gateway::{Account, assert_no_token_crosses, gateway, keys};
 use serde_json::{Value, json};
@@ -45,6 +45,12 @@ fn right_answers() -> Vec<(&'static str, Value)> {
         ("oauth.jwt", json!({ "has_token": true, "absolute": true })),
         ("oauth.web", json!({ "has_token": true, "absolute": true, "rotated": true })),
         ("oauth.pkce", json!({ "has_token": true, "absolute": true })),
+        ("oauth.sessions", json!({ "own": true, "other": 4002 })),
+        ("oauth.expired", json!({ "codes": [4100, 700_012_006], "renewed": true })),
+        ("templates.duplicate", json!({ "type": "agent", "name": "Copy" })),
+        ("variables", json!({ "own": { "color": "red", "size": "" }, "other": 0 })),
+        ("conversations.messages.life", json!({ "content": "ho", "meta_data": { "a": "b" }, "gone": 4005 })),
+        ("workflows.runs.run_histories", json!({ "status": "Success", "output": r#"{"output":"hi"}"# })),
         ("oauth.device", json!({ "has_token": true, "absolute": true, "has_url": true })),
     ]
 }
@@ -68,6 +74,22 @@ const AFTER_TOOL: [&str; 4] = [
     "conversation.message.delta",
     "conversation.chat.completed",
 ];
+/// A workflow that asked back and goes on.
+fn resumed(events: &[&str]) -> Value {
+    json!({ "asked": "Interrupt", "events": events, "text": r#"Paris{"output":"Paris"}"# })
+}
+
+/// A bot is listed, and chats, while it is published; not every SDK can end that.
+fn bot_life(unpublished: Option<Value>) -> Value {
+    let mut life = json!({
+        "said": ["Sale", "sells", "Sell.", "Hello!"], "draft": [false, 4015], "published": [true, "in_progress"],
+    });
+    if let Some(unpublished) = unpublished {
+        life["unpublished"] = unpublished;
+    }
+    life
+}
+
 const WORKFLOW_TEXT: &str = r#"hi{"output":"hi"}"#;
 
 /// Runs a driver against a simulated platform, and a server of those bad answers that no platform gives.
@@ -92,7 +114,7 @@ async fn drive(sdk: Sdk) -> Report {
         "stranger": gateway(sim.url(), &stranger, long).await,
     });
     let settings = json!({
-        "bot": BOT, "token": TOKEN, "workflow": WORKFLOW, "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET,
+        "bot": BOT, "token": TOKEN, "workflow": WORKFLOW, "workspace": WORKSPACE, "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET,
         "jwt": jwt, "canned": canned().await, "gateways": gateways, "keys": keys(),
     });
     let calls = run_sdk(sdk, "drive", sim.url(), &settings).await;
@@ -134,30 +156,49 @@ async fn assert_drives(sdk: Sdk, name: &str, of_its_own: Vec<(&str, (bool, Value
         let expected = (expected.get("type").is_none(), expected);
         wrong.extend(compare(&mut report, row["name"].as_str().expect("a name"), expected));
     }
-    wrong.extend(report.keys().map(|name| format!("{name}: nobody expects it")));
+    wrong.extend(report.iter().map(|(name, got)| format!("{name}: nobody expects it\n  got      {got:?}")));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cozepy_understands_the_simulated_platform() {
+    let asynchronous = json!({ "users": 8, "text": "You said: hello", "file_name": "bad_answers.json", "pages": true });
     let of_its_own = vec![
         // It swallows `done`, and what it does not know is `unknown`.
         ("chat.stream", (true, stream(&CHAT, "You said: hello"))),
         ("chat.submit_tool_outputs.stream", (true, stream(&AFTER_TOOL, "The tool said: 42"))),
-        ("workflows.runs.stream", (true, stream(&["Message"; 2], WORKFLOW_TEXT))),
+        ("workflows.runs.stream", (true, stream(&["Message"], WORKFLOW_TEXT))),
+        ("workflows.runs.resume", (true, resumed(&["Message"]))),
+        ("workflows.chat.stream", (true, stream(&CHAT, "You said: hello"))),
+        ("workflows.list", (true, json!({ "listed": ["Echo"], "name": "Echo" }))),
+        ("bots.life", (true, bot_life(Some(json!([false, 4015]))))),
+        ("conversations.life", (true, json!({ "name": "trip", "section": true, "gone": 4002 }))),
+        ("conversations.messages.pages", (true, json!({ "asc": "abcde", "desc": "edcba" }))),
+        ("conversations.messages.feedback", (true, json!({ "unknown": 4005 }))),
+        ("files.retrieve", (true, json!({ "name": "报告; 1.txt", "bytes": 5 }))),
+        ("async", (true, asynchronous)),
         ("oauth.device.pending", (false, json!({ "type": "CozePKCEAuthError" }))),
+        ("oauth.device.refused", (false, json!({ "type": "CozePKCEAuthError" }))),
+        ("oauth.refreshed_twice", (false, json!({ "type": "CozeAPIError", "code": null, "logid": true }))),
     ];
     assert_drives(Sdk::Python, "cozepy", of_its_own).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn coze_api_understands_the_simulated_platform() {
+    let bad_request = json!({ "type": "BadRequestError", "status": 400, "logid": true });
     let with_done = |events: &[&'static str]| [events, &["done"]].concat();
     let of_its_own = vec![
         ("chat.stream", (true, stream(&with_done(&CHAT), "You said: hello"))),
         ("chat.submit_tool_outputs.stream", (true, stream(&with_done(&AFTER_TOOL), "The tool said: 42"))),
-        ("workflows.runs.stream", (true, stream(&["Message", "Message", "Done"], WORKFLOW_TEXT))),
-        ("oauth.device.pending", (false, json!({ "type": "BadRequestError", "status": 400, "logid": true }))),
+        ("workflows.runs.stream", (true, stream(&["Message", "Done"], WORKFLOW_TEXT))),
+        ("workflows.runs.resume", (true, resumed(&["Message", "Done"]))),
+        ("workflows.chat.stream", (true, stream(&with_done(&CHAT), "You said: hello"))),
+        ("bots.life", (true, bot_life(None))),
+        ("conversations.clear", (true, json!({ "section": true }))),
+        ("oauth.device.pending", (false, bad_request.clone())),
+        ("oauth.device.refused", (false, bad_request.clone())),
+        ("oauth.refreshed_twice", (false, bad_request)),
     ];
     assert_drives(Sdk::Js, "@coze/api", of_its_own).await;
 }

@@ -1,5 +1,6 @@
 //! The simulated platform over TCP.
 
+mod bots;
 mod chat;
 mod control;
 mod fault;
