@@ -12,6 +12,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use ::http::Uri;
 use coze_core::{Error, Kind, Retry};
+use serde::Serialize;
 use tokio::time::sleep;
 
 pub use fields::{Credentials, Fields};
@@ -98,6 +99,26 @@ impl Vault {
         persist(open, |error| error.retry() == Retry::Safe).await
     }
 
+    /// The same, if the token wraps an answer to this path, such as `auth/approle/role/bot/secret-id`. Whoever opens a token on its
+    /// way can wrap something else and pass that on, but not as what this path answered.
+    ///
+    /// # Errors
+    /// `vault_tampered`, [`Kind::PermissionDenied`]: it wraps another path's answer; it is not spent then. And those of
+    /// [`Vault::unwrap`].
+    pub async fn unwrap_from(&self, token: &SecretBytes, path: &str) -> Result<Fields, Error> {
+        let client = self.client()?;
+        let text = login::text(token)?;
+        let look_up = || async {
+            let call = Call::post("sys/wrapping/lookup").body(login::json(&Lookup { token: text })?);
+            wire::wrapped_at(&client.send(call).await?)
+        };
+        match persist(look_up, is_passing).await?.trim_matches('/') == path.trim_matches('/') {
+            true => self.unwrap(token).await,
+            false => Err(Error::new(Kind::PermissionDenied, "vault_tampered")
+                .with_message(format!("what the token wraps is not of {path}: somebody may have exchanged it"))),
+        }
+    }
+
     /// Logs in, and keeps the token alive in a task of the session.
     ///
     /// # Errors
@@ -113,6 +134,11 @@ impl Vault {
     fn client(&self) -> Result<Client, Error> {
         Client::new(&self.uri, self.namespace.clone(), self.timeout, self.roots.clone())
     }
+}
+
+#[derive(Serialize)]
+struct Lookup<'a> {
+    token: &'a str,
 }
 
 /// Tries until it works, `again` says no, or the tries are used up.
@@ -132,7 +158,7 @@ where
 
 /// In how many ways [`read_answer`] reads.
 #[doc(hidden)]
-pub const ANSWERS: usize = 7;
+pub const ANSWERS: usize = 8;
 
 /// Reads an answer as everything that Vault may answer, for fuzzing: whatever it is, that makes values or these errors.
 #[doc(hidden)]
@@ -145,6 +171,7 @@ pub fn read_answer(answer: &[u8]) -> Vec<Error> {
         wire::leased(answer).err(),
         wire::fields(answer).err(),
         wire::version(answer).err(),
+        wire::wrapped_at(answer).err(),
     ];
     let words = wire::words(answer).map(|words| Error::new(Kind::Upstream, "vault_answer").with_message(words));
     read.into_iter().chain([words]).flatten().collect()

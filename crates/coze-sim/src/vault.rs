@@ -2,7 +2,7 @@
 //!
 //! It follows the public HTTP API for: `sys/health`, `auth/token/lookup`, `lookup-self`, `renew-self` and `revoke-self`, `AppRole`
 //! and Kubernetes login, KV version 2 at `secret/`, `database/creds/<role>`, `sys/leases/renew` and `revoke`, `cubbyhole/`,
-//! `sys/wrapping/unwrap`, and the header `X-Vault-Wrap-TTL` on all of them. Tokens and leases end as they do there, a lease with
+//! `sys/wrapping/lookup` and `unwrap`, and the header `X-Vault-Wrap-TTL` on all of them. Tokens and leases end as they do there, a lease with
 //! its token; it can be sealed, stand by, and refuse where a test tells it to. Any token may do anything.
 //!
 //! ```
@@ -134,6 +134,11 @@ impl Vault {
         self.store().delete(path);
     }
 
+    /// Destroys the last version of a KV secret, as the API does: its data is gone for ever.
+    pub fn destroy(&self, path: &str) {
+        self.store().destroy(path);
+    }
+
     /// Forgets all versions of a KV secret, as the deletion of its metadata does: the next version is number 1.
     pub fn forget(&self, path: &str) {
         self.store().forget(path);
@@ -150,7 +155,7 @@ impl Vault {
     pub fn wrap(&self, data: &Value, ttl: Duration) -> String {
         let mut store = self.store();
         let answer = store.answer(data.clone());
-        store.wrap(&answer, ttl, Instant::now())
+        store.wrap(&answer, ttl, Instant::now(), "sys/wrapping/wrap")
     }
 
     /// Makes a token that gives a token of a login once.
@@ -158,7 +163,7 @@ impl Vault {
     pub fn wrap_token(&self, ttl: Duration) -> String {
         let (mut store, now) = (self.store(), Instant::now());
         let answer = login::logged_in(&mut store, now);
-        store.wrap(&answer, ttl, now)
+        store.wrap(&answer, ttl, now, "auth/approle/login")
     }
 
     /// Ends a token, and with it its leases.

@@ -97,6 +97,11 @@ async fn a_secret_has_versions_and_may_be_deleted() {
         status == 404 && deleted["data"]["data"].is_null() && deleted["data"]["metadata"]["version"] == 2,
         "{deleted}"
     );
+    assert_eq!(deleted["data"]["metadata"]["destroyed"], false);
+    vault.destroy("a/b");
+    let (status, destroyed) = get("a/b").await;
+    assert_eq!((status, &destroyed["data"]["metadata"]["deletion_time"]), (404, &json!("")));
+    assert!(destroyed["data"]["data"].is_null() && destroyed["data"]["metadata"]["destroyed"] == true);
     (0..20).for_each(|_| _ = vault.put("a/b", &json!({})));
     assert_eq!((get("a/b?version=12").await.0, get("a/b?version=13").await.0), (404, 200), "ten versions are kept");
 }
@@ -132,6 +137,14 @@ async fn what_is_wrapped_is_given_once() {
         403,
         "it is good for nothing else"
     );
+    for _ in 0..2 {
+        let (_, looked_up) = send(&vault, "POST sys/wrapping/lookup", "", json!({ "token": token })).await;
+        let expected = ("sys/wrapping/wrap", 60);
+        assert_eq!(
+            (&looked_up["data"]["creation_path"], &looked_up["data"]["creation_ttl"]),
+            (&json!(expected.0), &json!(expected.1))
+        );
+    }
     let (status, answer) = send(&vault, "POST sys/wrapping/unwrap", &token, Value::Null).await;
     assert_eq!((status, &answer["data"]), (200, &json!({ "secret_id": "s" })));
     let again = send(&vault, "POST sys/wrapping/unwrap", &token, Value::Null).await;

@@ -42,8 +42,8 @@ pub(crate) struct Client {
     timeout: Duration,
 }
 
-/// One request.
-#[derive(Clone, Debug)]
+/// One request. Its body is a secret, so nothing shows it.
+#[derive(Clone)]
 pub(crate) struct Call<'a> {
     method: Method,
     path: &'a str,

@@ -110,6 +110,21 @@ struct Holder {
 
 impl Holder {
     async fn hold(mut self, mut stop: watch::Receiver<bool>) {
+        // A shutdown does not wait for what is asked at that moment.
+        tokio::select! {
+            () = self.follow() => {}
+            _ = stop.changed() => {}
+        }
+        self.rotor.end(&ended());
+        for id in self.replaced.iter().map(|(id, _)| id).chain([&self.lease.id]) {
+            if let Err(error) = persist(|| self.revoke(id), is_passing).await {
+                self.left(&error);
+            }
+        }
+    }
+
+    /// Keeps the credentials until nobody holds them.
+    async fn follow(&mut self) {
         let mut token = self.link.watch();
         loop {
             let is_live = self.rotor.current().is_some();
@@ -119,23 +134,24 @@ impl Holder {
             tokio::select! {
                 is_read = self.rotor.rest(wake) => {
                     if !is_read {
-                        break;
+                        return;
                     }
                 }
                 () = changed(&mut token) => {
                     self.replace().await;
                     continue;
                 }
-                _ = stop.changed() => break,
             }
             let now = Instant::now();
-            if revoke.is_some_and(|revoke| revoke <= now)
-                && let Some((id, _)) = self.replaced.take()
-                && let Err(error) = self.revoke(&id).await
-            {
-                match is_passing(&error) {
-                    true => self.replaced = Some((id, now + AGAIN)),
-                    false => self.left(&error),
+            if let Some((id, _)) = self.replaced.as_ref().filter(|(_, revoke)| *revoke <= now) {
+                match self.revoke(id).await {
+                    Err(error) if is_passing(&error) => {
+                        self.replaced = self.replaced.take().map(|(id, _)| (id, now + AGAIN));
+                    }
+                    outcome => {
+                        self.replaced = None;
+                        outcome.unwrap_or_else(|error| self.left(&error));
+                    }
                 }
             }
             if is_live && self.lease.end() <= now {
@@ -143,12 +159,6 @@ impl Holder {
                 self.replace().await;
             } else if self.wake <= now {
                 self.renew().await;
-            }
-        }
-        self.rotor.end(&ended());
-        for id in self.replaced.iter().map(|(id, _)| id).chain([&self.lease.id]) {
-            if let Err(error) = persist(|| self.revoke(id), is_passing).await {
-                self.left(&error);
             }
         }
     }
@@ -191,13 +201,12 @@ impl Holder {
                 self.wake = lease.next();
                 let last = std::mem::replace(&mut self.lease, lease);
                 self.rotor.publish(credentials);
-                if let Some((older, _)) = self.replaced.take()
+                let when = Instant::now().checked_add(self.overlap).filter(|_| was_live);
+                let older = std::mem::replace(&mut self.replaced, when.map(|when| (last.id, when)));
+                if let Some((older, _)) = older
                     && let Err(error) = self.revoke(&older).await
                 {
                     self.left(&error);
-                }
-                if was_live {
-                    self.replaced = Instant::now().checked_add(self.overlap).map(|when| (last.id, when));
                 }
             }
             Err(error) => self.failed(&error),
@@ -208,8 +217,10 @@ impl Holder {
         #[derive(Serialize)]
         struct Revocation<'a> {
             lease_id: &'a str,
+            /// Answered when it is done, not when it is queued.
+            sync: bool,
         }
-        send(&self.link, "sys/leases/revoke", &Revocation { lease_id: id }).await.map(drop)
+        send(&self.link, "sys/leases/revoke", &Revocation { lease_id: id, sync: true }).await.map(drop)
     }
 
     /// Tells that a lease was not revoked.

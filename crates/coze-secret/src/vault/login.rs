@@ -97,7 +97,7 @@ pub(crate) async fn look_up(client: &Client, token: &SecretBytes) -> Result<Gran
     Ok(Granted { token: SecretBytes::copy(token.expose()), life, renewable })
 }
 
-fn text(secret: &SecretBytes) -> Result<&str, Error> {
+pub(super) fn text(secret: &SecretBytes) -> Result<&str, Error> {
     let refused =
         || Error::new(Kind::Invalid, "vault_login").with_message("what vault is logged in to with is not utf-8");
     secret.expose_str().ok_or_else(refused)

@@ -26,8 +26,9 @@ use crate::{Health, Rotor, Secret, Watch};
 
 /// Secrets that one session follows; those that are asked for at the same moment are not counted yet.
 const MAX_SECRETS: usize = 1000;
-/// How long a shutdown may take.
+/// How long a shutdown may take, and how much of that the leases may.
 const GRACE: Duration = Duration::from_secs(10);
+const LEASES: Duration = Duration::from_secs(6);
 /// A token that was doubted is looked up at most this often.
 const COOLDOWN: Duration = Duration::from_secs(5);
 /// When a token that does not end is looked at.
@@ -117,12 +118,17 @@ impl VaultSession {
         self.followers.lock().expect("nobody panics while holding the tasks")
     }
 
-    /// Revokes all leases, and the token too unless it was given; takes at most 10 seconds. Credentials are over then.
+    /// Revokes all leases, and the token too unless it was given, which ends what leases are left; takes at most 10 seconds.
+    /// Credentials are over then.
     pub async fn shutdown(self) {
         self.stop.send_replace(true);
         let mut tasks = self.followers.into_inner().expect("nobody panics while holding the tasks");
         let revoked = async {
-            while tasks.join_next().await.is_some() {}
+            if timeout(LEASES, async { while tasks.join_next().await.is_some() {} }).await.is_err() {
+                tracing::warn!(
+                    "vault did not revoke every lease in time: what is left ends with the token, or by itself"
+                );
+            }
             if self.revokes_token {
                 let revoke = || self.link.send(Call::post("auth/token/revoke-self"));
                 persist(revoke, is_passing).await.map(drop)?;
@@ -132,7 +138,7 @@ impl VaultSession {
         match timeout(GRACE, revoked).await {
             Ok(Ok(())) => tracing::info!("the session with vault is closed"),
             Ok(Err(error)) => tracing::warn!(reason = error.reason(), %error, "the token of vault was not revoked"),
-            Err(_) => tracing::warn!("vault did not revoke everything in time: what is left ends by itself"),
+            Err(_) => tracing::warn!("vault did not revoke the token in time: it ends by itself"),
         }
     }
 }
@@ -197,7 +203,9 @@ impl Keeper {
     async fn keep(mut self) {
         loop {
             let ends = self.rotor.current().and_then(|token| token.state().ends);
-            let wake = ends.map_or(self.wake, |ends| ends.min(self.wake));
+            // A doubt that comes too early waits.
+            let rested = self.checked.map(|checked| checked + COOLDOWN).filter(|rested| *rested > Instant::now());
+            let wake = [ends, rested].into_iter().flatten().fold(self.wake, Instant::min);
             tokio::select! {
                 is_read = self.rotor.rest(wake) => {
                     if !is_read {
@@ -205,7 +213,7 @@ impl Keeper {
                     }
                     self.wake_up().await;
                 }
-                () = self.link.doubt.notified() => self.check().await,
+                () = self.link.doubt.notified(), if rested.is_none() => self.check().await,
                 () = given(&mut self.given) => self.log_in().await,
             }
         }
@@ -267,21 +275,23 @@ impl Keeper {
             }
             Err(error) => {
                 self.failed(&error);
-                if self.login.given().is_some() && error.reason() == "vault_denied" {
+                if error.reason() == "vault_denied" && self.is_given() {
                     self.rotor.expire();
                 }
             }
         }
     }
 
+    /// Is the current token the one that is given now? Where another one is given that is refused, the last one serves.
+    fn is_given(&self) -> bool {
+        let given = self.login.given().and_then(|given| given.current().ok());
+        given.zip(self.rotor.current()).is_some_and(|(given, current)| given.matches(current.value.expose()))
+    }
+
     /// Somebody was denied. Is it the token, or only the permission?
     async fn check(&mut self) {
-        let now = Instant::now();
         let Some(token) = self.rotor.current() else { return };
-        if self.checked.is_some_and(|checked| now < checked + COOLDOWN) {
-            return;
-        }
-        self.checked = Some(now);
+        self.checked = Some(Instant::now());
         if let Err(error) = look_up(&self.link.client, &token.value).await
             && !is_passing(&error)
         {

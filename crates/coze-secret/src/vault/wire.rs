@@ -91,6 +91,11 @@ struct Lookup {
 }
 
 #[derive(Deserialize)]
+struct Wrapping {
+    creation_path: String,
+}
+
+#[derive(Deserialize)]
 struct Errors {
     errors: Vec<String>,
 }
@@ -174,6 +179,11 @@ pub(crate) fn fields(answer: &[u8]) -> Result<Fields, Error> {
         Some(auth) => Ok(Fields(BTreeMap::from([("client_token".to_owned(), auth.token()?)]))),
         None => collect(parse(data(&envelope)?.get().as_bytes())?),
     }
+}
+
+/// The path whose answer a single-use token wraps.
+pub(crate) fn wrapped_at(answer: &[u8]) -> Result<String, Error> {
+    Ok(parse::<Wrapping>(data(&envelope(answer)?)?.get().as_bytes())?.creation_path)
 }
 
 /// A KV secret of version 2: which version it is, and its fields.

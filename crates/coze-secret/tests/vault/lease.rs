@@ -170,6 +170,37 @@ async fn a_shutdown_without_vault_ends_after_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shutdown_revokes_the_token_although_no_lease_can_be() {
+    for fault in [Fault::default(), Fault { delay: secs(100), ..Fault::default() }] {
+        let vault = simulated().await;
+        let session = session(&vault).await;
+        let credentials = session.database(database()).await.expect("given");
+        vault.fault(Fault { path: "sys/leases/".into(), status: Some(500), times: u64::MAX, ..fault });
+        let begun = tokio::time::Instant::now();
+        session.shutdown().await;
+        assert!(begun.elapsed() <= secs(8), "{:?}", begun.elapsed());
+        assert_eq!(count(&vault, "POST auth/token/revoke-self", 204), 1);
+        assert_eq!(vault.leases()[0].state, LeaseState::Revoked, "with its token");
+        assert_eq!(credentials.current().expect_err("over").reason(), "secret_expired");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_does_not_wait_for_a_renewal_under_way() {
+    let vault = simulated().await;
+    let session = session(&vault).await;
+    let credentials = session.database(database()).await.expect("given");
+    vault.fault(Fault { path: "sys/leases/renew".into(), delay: secs(9), times: u64::MAX, ..Fault::default() });
+    until("a renewal", || count(&vault, "POST sys/leases/renew", 503) > 0).await;
+    sleep(secs(2)).await;
+    let begun = tokio::time::Instant::now();
+    session.shutdown().await;
+    assert!(begun.elapsed() <= secs(1), "{:?}", begun.elapsed());
+    assert_eq!(vault.leases()[0].state, LeaseState::Revoked);
+    assert_eq!(credentials.current().expect_err("over").reason(), "secret_expired");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_token_that_was_given_is_not_revoked() {
     let vault = simulated().await;
     let session = client(&vault).connect(root()).await.expect("logged in");

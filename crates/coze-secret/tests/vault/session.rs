@@ -159,6 +159,51 @@ async fn a_wrapped_token_is_opened_and_logged_in_with() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wrapping_token_of_another_path_is_not_opened() {
+    let vault = simulated().await;
+    let wrapped = SecretBytes::new(vault.wrap(&json!({ "secret_id": "of a thief" }), secs(60)));
+    let client = client(&vault);
+    assert_eq!(reason(client.unwrap_from(&wrapped, "auth/approle/role/bot/secret-id")).await, "vault_tampered");
+    assert_eq!(count(&vault, "POST sys/wrapping/unwrap", 200), 0, "nor spent");
+    vault.fault(Fault { path: "sys/wrapping/lookup".into(), status: None, after: true, ..Fault::default() });
+    let opened = client.unwrap_from(&wrapped, "/sys/wrapping/wrap/").await.expect("of this path");
+    assert!(opened.get("secret_id").is_some());
+    assert_eq!(reason(client.unwrap_from(&wrapped, "sys/wrapping/wrap")).await, "vault_refused", "spent");
+    assert_eq!(reason(client.unwrap_from(&SecretBytes::new([0xff]), "x")).await, "vault_login");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_given_token_that_is_refused_leaves_the_last_one_in_service() {
+    let vault = simulated().await;
+    vault.put("k", &json!({ "v": "1" }));
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("token");
+    fs::write(&path, vault.token()).expect("written");
+    let token = SecretFile::new(&path).open().await.expect("readable");
+    let session = client(&vault).connect(Login::token(token)).await.expect("logged in");
+    let secret = session.kv(Kv::new("k")).await.expect("there");
+    fs::write(&path, "hvs.mistaken").expect("written");
+    until("a refusal", || session.health() == Health::Stale("vault_denied")).await;
+    vault.put("k", &json!({ "v": "2" }));
+    until("the new version", || field(&secret, "v") == "2").await;
+    fs::write(&path, vault.token()).expect("written");
+    until("another token", || session.health() == Health::Good).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_doubt_that_comes_soon_after_another_one_is_looked_into() {
+    let vault = simulated().await;
+    let session = session(&vault).await;
+    vault.fault(Fault { path: "secret/".into(), status: Some(403), ..Fault::default() });
+    assert_eq!(reason(session.kv(Kv::new("k"))).await, "vault_denied");
+    sleep(secs(1)).await;
+    vault.revoke_logins();
+    assert_eq!(reason(session.kv(Kv::new("k"))).await, "vault_denied");
+    sleep(secs(5)).await;
+    assert_eq!(count(&vault, APP_ROLE, 200), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn every_request_is_marked_and_says_its_namespace() {
     let (standby, vault) = (simulated().await, simulated().await);
     standby.stand_by(Some(vault.url()));

@@ -8,7 +8,7 @@ use super::{
     answer::{Answered, Refusal},
     database::RoleChange,
     login,
-    store::{Lease, LeaseState, Store},
+    store::{Data, Lease, LeaseState, Store},
 };
 use crate::call::{decode, query_pairs};
 
@@ -70,8 +70,8 @@ pub(super) fn handle(store: &mut Store, call: &Call) -> Answered {
     }
     let answer = route(store, call)?;
     match (answer, call.wrap) {
-        (Some(answer), Some(ttl)) if call.path != "sys/wrapping/unwrap" => {
-            let token = store.wrap(&answer, ttl, call.now);
+        (Some(answer), Some(ttl)) if !call.path.starts_with("sys/wrapping/") => {
+            let token = store.wrap(&answer, ttl, call.now, &call.path);
             let mut wrapped = store.answer(Value::Null);
             wrapped["wrap_info"] = json!({
                 "token": token, "accessor": "", "ttl": ttl.as_secs(), "creation_time": "", "creation_path": call.path,
@@ -91,6 +91,7 @@ fn route(store: &mut Store, call: &Call) -> Answered {
         ("POST", "auth/approle/login") => return login::app_role(store, call),
         ("POST", "auth/kubernetes/login") => return login::kubernetes(store, call),
         ("POST", "sys/wrapping/unwrap") => return unwrap(store, call),
+        ("POST", "sys/wrapping/lookup") => return wrapping(store, call),
         _ => {}
     }
     let token = store.tokens.get_mut(&call.token).ok_or_else(Refusal::denied)?;
@@ -135,16 +136,20 @@ fn kv(store: &mut Store, call: &Call, path: &str) -> Answered {
     let version = call.query.iter().find(|(key, _)| key == "version").map_or(Ok(0), |(_, text)| text.parse());
     let version = version.map_err(|_| Refusal::new(400, "error converting input for field \"version\""))?;
     let (data, number, created) = store.read(&decode(path), version)?;
-    let deletion = if data.is_some() { "" } else { "2026-01-01T00:00:00Z" };
+    let (data, deletion, destroyed) = match data {
+        Data::There(data) => (Some(data), "", false),
+        Data::Deleted => (None, "2026-01-01T00:00:00Z", false),
+        Data::Destroyed => (None, "", true),
+    };
     let metadata = json!({
-        "created_time": created, "custom_metadata": null, "deletion_time": deletion, "destroyed": false,
+        "created_time": created, "custom_metadata": null, "deletion_time": deletion, "destroyed": destroyed,
         "version": number,
     });
-    let is_deleted = data.is_none();
+    let is_there = data.is_some();
     let body = store.answer(json!({ "data": data, "metadata": metadata }));
-    match is_deleted {
-        true => Err(Refusal { status: 404, body }),
-        false => Ok(Some(body)),
+    match is_there {
+        true => Ok(Some(body)),
+        false => Err(Refusal { status: 404, body }),
     }
 }
 
@@ -200,10 +205,24 @@ fn unwrap(store: &mut Store, call: &Call) -> Answered {
     let wrapped = store.tokens.get(id).filter(|token| token.uses == 1).and_then(|token| token.cubbyhole.first());
     let text = wrapped.and_then(|(_, value)| value["response"].as_str()).map(str::to_owned);
     let Some(answer) = text.and_then(|text| serde_json::from_str(&text).ok()) else {
-        return Err(Refusal::new(400, "wrapping token is not valid or does not exist"));
+        return Err(no_wrapping());
     };
     store.tokens.remove(id);
     Ok(Some(answer))
+}
+
+/// What a token wraps an answer of, which leaves it unspent. Nobody has to log in for that.
+fn wrapping(store: &mut Store, call: &Call) -> Answered {
+    let id = call.text("token").unwrap_or(&call.token);
+    let token = store.tokens.get(id).filter(|token| token.uses == 1).ok_or_else(no_wrapping)?;
+    let (path, ttl) = (token.wraps.clone(), token.ttl.as_secs());
+    Ok(Some(store.answer(json!({
+        "creation_path": path, "creation_time": "2026-01-01T00:00:00Z", "creation_ttl": ttl,
+    }))))
+}
+
+fn no_wrapping() -> Refusal {
+    Refusal::new(400, "wrapping token is not valid or does not exist")
 }
 
 /// The drawer of each token. Reading uses a token for one use up.

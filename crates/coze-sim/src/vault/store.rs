@@ -94,6 +94,8 @@ pub(super) struct Token {
     /// May be used so often; 0 is any number.
     pub(super) uses: u64,
     pub(super) cubbyhole: Vec<(String, Value)>,
+    /// What path's answer it wraps; empty where it wraps none.
+    pub(super) wraps: String,
 }
 
 /// Everything that changes.
@@ -114,13 +116,20 @@ pub(super) struct Store {
     pub(super) ids: Ids,
 }
 
+/// The data of one version.
+#[derive(Clone, Debug)]
+pub(super) enum Data {
+    There(Value),
+    Deleted,
+    Destroyed,
+}
+
 /// The versions of one KV secret.
 #[derive(Debug)]
 struct Versions {
     /// The number of the oldest one that is kept.
     first: u64,
-    /// A deleted one is `None`.
-    data: VecDeque<Option<Value>>,
+    data: VecDeque<Data>,
     created: String,
 }
 
@@ -128,7 +137,14 @@ impl Store {
     pub(super) fn new(config: Config) -> Self {
         let ids = Ids::new(config.seed);
         let mut tokens = Capped::new(KEEP);
-        let root = Token { id: ROOT_TOKEN.into(), ttl: Duration::ZERO, life: None, uses: 0, cubbyhole: Vec::new() };
+        let root = Token {
+            id: ROOT_TOKEN.into(),
+            ttl: Duration::ZERO,
+            life: None,
+            uses: 0,
+            cubbyhole: Vec::new(),
+            wraps: String::new(),
+        };
         tokens.insert(ROOT_TOKEN, root);
         Self {
             config,
@@ -189,17 +205,18 @@ impl Store {
         let ttl = self.config.token_ttl.min(self.config.token_max_ttl);
         let life = Some((now + ttl, now + self.config.token_max_ttl));
         let id = token.clone();
-        self.tokens.insert(token.clone(), Token { id, ttl, life, uses: 0, cubbyhole: Vec::new() });
+        self.tokens
+            .insert(token.clone(), Token { id, ttl, life, uses: 0, cubbyhole: Vec::new(), wraps: String::new() });
         token
     }
 
     /// Puts an answer into the cubbyhole of a token for one use.
-    pub(super) fn wrap(&mut self, answer: &Value, ttl: Duration, now: Instant) -> String {
+    pub(super) fn wrap(&mut self, answer: &Value, ttl: Duration, now: Instant, path: &str) -> String {
         let token = self.ids.secret("hvs.wrap.");
         let response = json!({ "response": answer.to_string() });
         let cubbyhole = vec![("response".to_owned(), response)];
         let (id, life) = (token.clone(), Some((now + ttl, now + ttl)));
-        self.tokens.insert(token.clone(), Token { id, ttl, life, uses: 1, cubbyhole });
+        self.tokens.insert(token.clone(), Token { id, ttl, life, uses: 1, cubbyhole, wraps: path.to_owned() });
         token
     }
 
@@ -237,7 +254,7 @@ impl Store {
             self.kv.insert(path, Versions { first: 1, data: VecDeque::new(), created });
         }
         let Some(versions) = self.kv.get_mut(path) else { return 0 };
-        versions.data.push_back(Some(data));
+        versions.data.push_back(Data::There(data));
         if versions.data.len() > VERSIONS {
             versions.data.pop_front();
             versions.first += 1;
@@ -247,7 +264,13 @@ impl Store {
 
     pub(super) fn delete(&mut self, path: &str) {
         if let Some(last) = self.kv.get_mut(path).and_then(|versions| versions.data.back_mut()) {
-            *last = None;
+            *last = Data::Deleted;
+        }
+    }
+
+    pub(super) fn destroy(&mut self, path: &str) {
+        if let Some(last) = self.kv.get_mut(path).and_then(|versions| versions.data.back_mut()) {
+            *last = Data::Destroyed;
         }
     }
 
@@ -256,7 +279,7 @@ impl Store {
     }
 
     /// The data and the number of a version, 0 for the last one; and when the secret was made.
-    pub(super) fn read(&self, path: &str, version: u64) -> Result<(Option<Value>, u64, String), Refusal> {
+    pub(super) fn read(&self, path: &str, version: u64) -> Result<(Data, u64, String), Refusal> {
         let Versions { first, data, created } = self.kv.get(path).ok_or_else(Refusal::missing)?;
         let number = if version == 0 { first + data.len() as u64 - 1 } else { version };
         let at = number.checked_sub(*first).and_then(|at| usize::try_from(at).ok());
