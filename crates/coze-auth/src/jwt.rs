@@ -304,8 +304,14 @@ impl<B> Policy<B> for Jwt {
     type Future = Refetch<B>;
 
     fn authorize(&self, head: &mut Parts, body: B) -> Decision<(B, ()), Self::Future> {
-        Context::within(&mut head.extensions);
-        let context = head.extensions.get::<Context>().expect("it was inserted a moment ago");
+        let inserted;
+        let context = match head.extensions.get() {
+            Some(context) => context,
+            None => {
+                inserted = Context::insert(&mut head.extensions);
+                &inserted
+            }
+        };
         let verdict = self.decide(head, context);
         if let Err(Refusal::NoKey(issuer, _)) = verdict
             && let Some(wait) = self.issuers[issuer].keys().wish()

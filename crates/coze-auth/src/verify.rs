@@ -124,7 +124,7 @@ where
     let claim = scheme.claim(head);
     let is_over = claim.is_err() && !report.is_on();
     if !is_over && let Err(error) = limits.admit(head, &body) {
-        return Decision::Now(Err(Refused::from(error).note(Context::within(&mut head.extensions))));
+        return Decision::Now(Err(Refused::from(error).note(&Context::of(&mut head.extensions))));
     }
     let mut read = VerifiedBody::default();
     // Nobody is woken by this: if something is missing, the future asks again.
@@ -136,10 +136,17 @@ where
         Poll::Pending => (Some(claim), None),
         // What was not read to its end cannot be handed on, whatever happens to other refusals.
         Poll::Ready(Err(error)) => {
-            return Decision::Now(Err(Refused::from(error).note(Context::within(&mut head.extensions))));
+            return Decision::Now(Err(Refused::from(error).note(&Context::of(&mut head.extensions))));
         }
         Poll::Ready(Ok(())) => {
-            let context = Context::within(&mut head.extensions);
+            let inserted;
+            let context = match head.extensions.get() {
+                Some(context) => context,
+                None => {
+                    inserted = Context::insert(&mut head.extensions);
+                    &inserted
+                }
+            };
             match judge(scheme, claim, context, &mut read) {
                 Ok(Some(wait)) => (None, Some(wait)),
                 judged => return Decision::Now(report.settle(context, judged.map(|_| ())).map(|()| (read, ()))),
@@ -209,7 +216,7 @@ where
                     Err(limits.too_slow())
                 }
             };
-            let context = Context::within(request.extensions_mut());
+            let context = &Context::of(request.extensions_mut());
             if let Err(error) = read {
                 return Poll::Ready(Err(Refused::from(error).note(context)));
             }
@@ -219,7 +226,7 @@ where
                 judged => break judged.map(|_| ()),
             }
         };
-        report.settle(Context::within(request.extensions_mut()), verdict)?;
+        report.settle(&Context::of(request.extensions_mut()), verdict)?;
         let request = this.request.take().expect("just seen");
         Poll::Ready(Ok((request.map(|_| mem::take(this.read)), ())))
     }

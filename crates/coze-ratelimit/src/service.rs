@@ -48,8 +48,14 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        Context::within(&mut parts.extensions);
-        let context = parts.extensions.get::<Context>().expect("it was inserted a moment ago");
+        let inserted;
+        let context = match parts.extensions.get() {
+            Some(context) => context,
+            None => {
+                inserted = Context::insert(&mut parts.extensions);
+                &inserted
+            }
+        };
         match self.policy.decide(&parts, context, Instant::now().into_std()) {
             Decision::Now(Ok(permit)) => {
                 context.limit.get_or_init(|| "ok");

@@ -62,10 +62,14 @@ where
         let own = total.into_iter().chain(said(headers, grpc, header)).min();
         let breaker = self.policy.breaker();
         let destination = breaker.map_or(0, |breaker| breaker.destination(destination(request.uri(), headers)));
-        let context = match replay {
+        let inserted;
+        let context = match request.extensions().get() {
             // The attempts share what is noted about the request.
-            Some(_) => Some(Context::within(request.extensions_mut())),
-            None => request.extensions().get(),
+            None if replay.is_some() => {
+                inserted = Context::insert(request.extensions_mut());
+                Some(&inserted)
+            }
+            context => context,
         };
         let now = now();
         let given = context.and_then(|context| context.deadline.get()).copied().map(Instant::from_std);
