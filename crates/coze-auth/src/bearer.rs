@@ -96,6 +96,8 @@ where
                     source.reject(generation);
                 } else if response.headers().contains_key(REFRESH) {
                     source.renew(generation);
+                } else {
+                    source.accept(generation);
                 }
                 return;
             }

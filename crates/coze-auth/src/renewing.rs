@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -19,6 +19,8 @@ use tokio::{sync::watch, time::Instant};
 use crate::{Decision, Refresher, Token, TokenSource, bearer::copy};
 use flight::{Flight, keep};
 
+/// How many tokens in a row may be replaced that were refused within the cool-down of being fetched, if each was accepted before.
+const MAX_ROW: u32 = 8;
 /// The longest cool-down.
 const MAX_COOLDOWN: Duration = Duration::from_secs(86_400);
 /// The longest time before its expiry that a token is renewed, and the longest between two fetches that a failure asks for.
@@ -35,10 +37,10 @@ const MAX_MARGIN: Duration = Duration::from_secs(60);
 /// Such an error says [`Retry::Safe`], unless the fetch was refused for good ([`Retry::Never`]): whatever became of the fetch, the
 /// request it was for did not run.
 ///
-/// A token the platform refuses is forgotten and another one fetched. If that one is refused too, within the cool-down, then
-/// the fault is not the token's: it stays, and the refusal is final. So however the platform answers, the tokens it refuses
-/// are renewed at most once per cool-down. A token that it wants renewed and still accepts comes back if no other one can be
-/// had.
+/// A token the platform refuses is forgotten and another one fetched. If that one is refused too, within the cool-down, and was never
+/// accepted ([`TokenSource::accept`]), then the fault is not the token's: it stays, and the refusal is final. So the tokens of
+/// a platform that refuses all of them are renewed once per cool-down, and however it answers, at most eight in a row. A token
+/// that it wants renewed and still accepts comes back if no other one can be had.
 ///
 /// Each fetch that fails is an event, `WARN` of the target `coze::token`, with the `reason`, whether it is final (`is_final`),
 /// and for how many seconds the token that is there still serves (`left_seconds`): until then nobody is locked out.
@@ -68,6 +70,8 @@ struct Shared<F> {
     /// Read without a lock, written only under that of `state`.
     current: ArcSwapOption<Current>,
     state: Mutex<State>,
+    /// The generation that replaced a token that was refused, until it is accepted; else 0.
+    doubted: AtomicU64,
     /// Changes with each fetch that begins.
     begun: watch::Sender<()>,
 }
@@ -77,8 +81,8 @@ struct Current {
     since: Instant,
     /// From when on it is renewed, and when it expires; `None` if it serves until it is refused.
     ends: Option<(Instant, Instant)>,
-    /// It replaced a token that the platform refused.
-    is_second: bool,
+    /// How many before it were refused, each within the cool-down of being fetched but the first.
+    row: u32,
     /// Somebody took it who did not wait for it.
     is_used: AtomicBool,
 }
@@ -89,7 +93,8 @@ struct State {
     random: Rng,
     flight: Option<watch::Receiver<Option<Landed>>>,
     failure: Option<Failure>,
-    was_refused: bool,
+    /// That of the next token.
+    row: u32,
     /// The token that is to be renewed and is still accepted.
     spare: Option<Arc<Current>>,
 }
@@ -109,7 +114,7 @@ impl<F: Refresher> Renewing<F> {
     #[must_use]
     pub fn new(fetch: F) -> Self {
         let (current, state, begun) = (ArcSwapOption::empty(), Mutex::default(), watch::Sender::new(()));
-        let shared = Shared { fetch, current, state, begun };
+        let shared = Shared { fetch, current, state, doubted: AtomicU64::default(), begun };
         Self { shared: Arc::new(shared), timeout: Duration::from_secs(10), cooldown: Duration::from_secs(1) }
     }
 
@@ -172,7 +177,8 @@ impl<F: Refresher> TokenSource for Renewing<F> {
     fn reject(&self, generation: u64) -> Option<Retry> {
         let mut state = self.shared.lock();
         state.spare.take_if(|spare| spare.token.generation() == generation);
-        match self.forget(&mut state, generation, Instant::now()) {
+        let is_doubted = self.shared.doubted.load(Ordering::Relaxed) == generation;
+        match self.forget(&mut state, generation, if is_doubted { 1 } else { MAX_ROW }, Instant::now()) {
             Forgotten::Now(_) | Forgotten::Before => Some(Retry::Safe),
             Forgotten::Not => None,
         }
@@ -182,9 +188,17 @@ impl<F: Refresher> TokenSource for Renewing<F> {
         let now = Instant::now();
         let mut state = self.shared.lock();
         if state.failure.as_ref().is_none_or(|failure| failure.until <= now)
-            && let Forgotten::Now(spare) = self.forget(&mut state, generation, now)
+            && let Forgotten::Now(spare) = self.forget(&mut state, generation, 1, now)
         {
             state.spare = Some(spare);
+        }
+    }
+
+    fn accept(&self, generation: u64) {
+        let doubted = &self.shared.doubted;
+        if doubted.load(Ordering::Relaxed) == generation {
+            // Another one may be doubted by now.
+            let _ = doubted.compare_exchange(generation, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 }
@@ -198,17 +212,17 @@ enum Forgotten {
 }
 
 impl<F> Renewing<F> {
-    /// Lets the token of this generation be the current one no longer.
-    fn forget(&self, state: &mut State, generation: u64, now: Instant) -> Forgotten {
-        match self.shared.current.load_full().filter(|current| current.token.generation() == generation) {
-            None => Forgotten::Before,
-            Some(current) if current.is_second && now.duration_since(current.since) < self.cooldown => Forgotten::Not,
-            Some(current) => {
-                state.was_refused = true;
-                self.shared.current.store(None);
-                Forgotten::Now(current)
-            }
+    /// Lets the token of this generation be the current one no longer, unless it is the last of `most` in a row.
+    fn forget(&self, state: &mut State, generation: u64, most: u32, now: Instant) -> Forgotten {
+        let current = self.shared.current.load_full().filter(|current| current.token.generation() == generation);
+        let Some(current) = current else { return Forgotten::Before };
+        let row = if now.duration_since(current.since) < self.cooldown { current.row } else { 0 };
+        if row >= most {
+            return Forgotten::Not;
         }
+        state.row = row + 1;
+        self.shared.current.store(None);
+        Forgotten::Now(current)
     }
 
     /// A fetch that everybody who comes from now on waits for. It is up to the caller to run it.

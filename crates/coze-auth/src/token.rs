@@ -106,6 +106,12 @@ pub trait TokenSource {
     fn renew(&self, generation: u64) {
         self.reject(generation);
     }
+
+    /// The platform accepted the token of this generation: a later refusal is another one. Called for each answer, so it has to be
+    /// quick. Unless it says otherwise the source does not care.
+    fn accept(&self, generation: u64) {
+        let _ = generation;
+    }
 }
 
 /// Which source a request's token comes from. Every source is one for all requests; [`PerTenant`](crate::PerTenant) is not.

@@ -105,6 +105,34 @@ async fn a_platform_that_refuses_every_token_is_believed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_refusal_renews_a_token_that_was_accepted_before_and_at_most_eight_follow_each_other() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(lives(900));
+    for n in 1..=9 {
+        assert_eq!(call(&source, |_| Ok(answered(200))).await.expect("accepted").status(), 200);
+        let expected = if n < 9 { Retry::Safe } else { Retry::Never };
+        assert_eq!(retry(&call(&source, |_| Err(refused().into())).await), Some(expected), "refusal {n}");
+    }
+    assert_eq!((text(&source).await.as_str(), endpoint.fetches()), ("t9", 9));
+    advance(SECOND).await;
+    assert_eq!(retry(&call(&source, |_| Err(refused().into())).await), Some(Retry::Safe), "time may have healed it");
+    assert_eq!((text(&source).await.as_str(), endpoint.fetches()), ("t10", 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_said_of_an_older_token_says_nothing_of_the_one_in_doubt() {
+    let endpoint = Endpoint::default();
+    let source = endpoint.source(lives(900));
+    let first = get(&source).await.expect("a token").generation();
+    assert_eq!(source.reject(first), Some(Retry::Safe));
+    let second = get(&source).await.expect("a token").generation();
+    source.accept(first);
+    assert_eq!(source.reject(second), None, "it was never accepted");
+    source.accept(second);
+    assert_eq!(source.reject(second), Some(Retry::Safe));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_bare_401_and_a_hint_on_an_answer_renew_the_token_too() {
     let hint = || Response::builder().header("x-refresh-token", "1").body(()).expect("a response");
     for answer in [&(|| answered(401)) as &dyn Fn() -> Response<()>, &hint] {

@@ -1,4 +1,8 @@
-use std::{mem, sync::Arc, time::Duration};
+use std::{
+    mem,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use coze_core::{Error, Kind, Retry};
 use tokio::{
@@ -106,8 +110,9 @@ impl<F> Drop for Flight<F> {
                 state.generation += 1;
                 let token = token.with_generation(state.generation);
                 let random = state.random.f64();
-                let (ends, is_second) = (self.ends(&token, now, random), mem::take(&mut state.was_refused));
-                let current = Current { token: token.clone(), since: now, ends, is_second, is_used: false.into() };
+                let (ends, row) = (self.ends(&token, now, random), mem::take(&mut state.row));
+                self.shared.doubted.store(if row > 0 { state.generation } else { 0 }, Ordering::Relaxed);
+                let current = Current { token: token.clone(), since: now, ends, row, is_used: false.into() };
                 self.shared.current.store(Some(Arc::new(current)));
                 state.spare = None;
                 Ok(token)
