@@ -359,7 +359,8 @@ fn not_the_callers(error: Error) -> Error {
         .with_message("the platform refused this service's credentials")
         .with_retry(Retry::Never);
     match error.platform().cloned() {
-        Some(platform) => ours.with_platform(platform).with_source(error),
+        // With the log id, but without the code, which would tell the caller that its own credentials are wrong.
+        Some(platform) => ours.with_platform(coze_core::Platform { code: 0, ..platform }).with_source(error),
         None => ours.with_source(error),
     }
 }
