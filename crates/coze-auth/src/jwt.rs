@@ -304,13 +304,10 @@ impl<B> Policy<B> for Jwt {
     type Future = Refetch<B>;
 
     fn authorize(&self, head: &mut Parts, body: B) -> Decision<(B, ()), Self::Future> {
-        let inserted;
+        let mut inserted = None;
         let context = match head.extensions.get() {
             Some(context) => context,
-            None => {
-                inserted = Context::insert(&mut head.extensions);
-                &inserted
-            }
+            None => &*inserted.insert(Context::insert(&mut head.extensions)),
         };
         let verdict = self.decide(head, context);
         if let Err(Refusal::NoKey(issuer, _)) = verdict

@@ -139,13 +139,10 @@ where
             return Decision::Now(Err(Refused::from(error).note(&Context::of(&mut head.extensions))));
         }
         Poll::Ready(Ok(())) => {
-            let inserted;
+            let mut inserted = None;
             let context = match head.extensions.get() {
                 Some(context) => context,
-                None => {
-                    inserted = Context::insert(&mut head.extensions);
-                    &inserted
-                }
+                None => &*inserted.insert(Context::insert(&mut head.extensions)),
             };
             match judge(scheme, claim, context, &mut read) {
                 Ok(Some(wait)) => (None, Some(wait)),

@@ -48,13 +48,10 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        let inserted;
+        let mut inserted = None;
         let context = match parts.extensions.get() {
             Some(context) => context,
-            None => {
-                inserted = Context::insert(&mut parts.extensions);
-                &inserted
-            }
+            None => &*inserted.insert(Context::insert(&mut parts.extensions)),
         };
         match self.policy.decide(&parts, context, Instant::now().into_std()) {
             Decision::Now(Ok(permit)) => {

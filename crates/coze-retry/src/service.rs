@@ -62,13 +62,10 @@ where
         let own = total.into_iter().chain(said(headers, grpc, header)).min();
         let breaker = self.policy.breaker();
         let destination = breaker.map_or(0, |breaker| breaker.destination(destination(request.uri(), headers)));
-        let inserted;
+        let mut inserted = None;
         let context = match request.extensions().get() {
             // The attempts share what is noted about the request.
-            None if replay.is_some() => {
-                inserted = Context::insert(request.extensions_mut());
-                Some(&inserted)
-            }
+            None if replay.is_some() => Some(&*inserted.insert(Context::insert(request.extensions_mut()))),
             context => context,
         };
         let now = now();
