@@ -173,14 +173,10 @@ impl Jwk<'_> {
             ("oct", None) => &[Hs256, Hs384, Hs512],
             _ => &[],
         };
-        let name = match self.alg.as_deref() {
-            None => return fitting,
-            Some("ES521") => "ES512",
-            Some("Ed25519") => "EdDSA",
-            Some(name) => name,
-        };
-        let named = fitting.iter().position(|algorithm| algorithm.as_str() == name);
-        named.map_or(&[], |at| &fitting[at..=at])
+        let Some(name) = self.alg.as_deref() else { return fitting };
+        let named = Algorithm::named(if name == "ES521" { "ES512" } else { name });
+        let at = fitting.iter().position(|algorithm| Some(*algorithm) == named);
+        at.map_or(&[], |at| &fitting[at..=at])
     }
 }
 

@@ -151,10 +151,15 @@ pub(super) fn token_of(granted: &Map<String, Value>, now: SystemTime) -> Result<
     })
 }
 
+/// The refresh token in an answer.
+pub(super) fn refresh_of(granted: &Map<String, Value>) -> Option<&str> {
+    granted.get("refresh_token").and_then(Value::as_str).filter(|text| !text.is_empty())
+}
+
 /// Both tokens in an answer.
 pub(super) fn granted_of(granted: &Map<String, Value>, now: SystemTime) -> Result<Granted, Error> {
-    let refresh = granted.get("refresh_token").and_then(Value::as_str).filter(|text| !text.is_empty());
-    let refresh = refresh.ok_or_else(|| answer::nonsense("the answer of the token endpoint holds no refresh token"))?;
+    let refresh = refresh_of(granted)
+        .ok_or_else(|| answer::nonsense("the answer of the token endpoint holds no refresh token"))?;
     Ok(Granted { token: token_of(granted, now)?, refresh_token: RefreshToken::new(refresh) })
 }
 

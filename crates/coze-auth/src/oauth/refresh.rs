@@ -5,7 +5,7 @@ use coze_core::{BoxError, Error, Kind, Retry};
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::Full;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{
     sync::{Mutex, OwnedMutexGuard},
     time::Instant,
@@ -14,7 +14,7 @@ use tower_service::Service;
 
 use super::{
     Granted, OAuthApp, RefreshToken, TokenStore,
-    app::{TOKEN, token_of},
+    app::{TOKEN, refresh_of, token_of},
     store::broken,
 };
 use crate::{Refresher, Token};
@@ -158,8 +158,7 @@ where
         let error = match app.endpoint.ask(TOKEN, app.authorization(), &body).await {
             Ok(answer) => {
                 let token = token_of(&answer, app.endpoint.now());
-                let next = answer.get("refresh_token").and_then(Value::as_str).filter(|text| !text.is_empty());
-                match (token, next) {
+                match (token, refresh_of(&answer)) {
                     (Err(error), None) => error,
                     (token, next) => {
                         let next = RefreshToken::new(next.unwrap_or(known.expose()));
